@@ -1,0 +1,155 @@
+//! quiche's settings, and the buffer type that lets one encoded diff serve every client.
+
+use crate::net::{MAX_RX_PAYLOAD, MAX_TX_PAYLOAD};
+use canvas::codes::ALPN;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Payload of a DATAGRAM frame: shared by all clients that get it, or owned when it was received.
+///
+/// `Rc`, not `Arc`: all connections of a worker live on its thread, and an atomic count shared by 47 workers would be
+/// written 500,000 times a tick.
+pub enum Payload {
+    /// Encoded once, for many.
+    Shared(Rc<[u8]>),
+    /// quiche's own.
+    Owned(Vec<u8>),
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Shared(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl From<Vec<u8>> for Payload {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Owned(bytes)
+    }
+}
+
+/// Tells quiche to keep datagrams as [`Payload`] and stream data as shared slices.
+#[derive(Clone, Debug, Default)]
+pub struct Buffers;
+
+impl quiche::BufFactory for Buffers {
+    type Buf = Rc<[u8]>;
+    type DgramBuf = Payload;
+
+    fn buf_from_slice(buf: &[u8]) -> Rc<[u8]> {
+        buf.into()
+    }
+
+    fn dgram_buf_from_slice(buf: &[u8]) -> Payload {
+        Payload::Owned(buf.to_vec())
+    }
+}
+
+/// A QUIC connection of this server.
+pub type Connection = quiche::Connection<Buffers>;
+
+/// Client datagrams that may wait between two looks, which is within one turn: the largest number of DATAGRAM frames
+/// that fit a packet is about 130, but a client's messages are 11 bytes or more.
+const DATAGRAMS_IN: usize = 128;
+
+/// Server datagrams that may wait for a congestion window. A tick of 60,000 changed pixels is about 165 datagrams: fewer
+/// would drop a part of such a tick for clients that could take it, more is memory that a slow client holds (24 bytes
+/// each, the payload is shared).
+pub const DATAGRAMS_OUT: usize = 256;
+
+/// Bytes that a client may send ahead on its control stream: one whole frame of the largest size and its header is
+/// 65,541, but frames are consumed as they come. Larger windows let a client make the server buffer more.
+const CONTROL_WINDOW: u64 = 32 * 1024;
+
+/// Largest acknowledgement delay that the protocol page allows the server, in milliseconds.
+const MAX_ACK_DELAY_LIMIT: u64 = 100;
+
+/// How much later than the tick an acknowledgement may be, in milliseconds: the time to fan a tick out. Less, and
+/// acknowledgements leave just before the diff that would have carried them.
+const ACK_DELAY_SLACK: u64 = 10;
+
+/// What a worker's QUIC settings depend on.
+#[derive(Clone, Debug)]
+pub struct QuicSettings {
+    /// PEM file with the certificate chain.
+    pub cert: std::path::PathBuf,
+    /// PEM file with the private key.
+    pub key: std::path::PathBuf,
+    /// A connection silent for so long is dropped.
+    pub idle_timeout: Duration,
+    /// Time between two broadcasts: acknowledgements wait for the next one.
+    pub tick: Duration,
+}
+
+impl QuicSettings {
+    /// How long an acknowledgement of datagrams may wait for a broadcast to ride on; what is advertised as
+    /// `max_ack_delay`.
+    pub fn ack_delay(&self) -> Duration {
+        let tick = self.tick.as_millis() as u64;
+        Duration::from_millis((tick + ACK_DELAY_SLACK).min(MAX_ACK_DELAY_LIMIT))
+    }
+
+    /// A quiche configuration. One for each worker: accepting needs it mutable.
+    ///
+    /// # Errors
+    /// Says which file quiche refused, or which setting.
+    pub fn build(&self) -> Result<quiche::Config, String> {
+        let mut config = quiche::Config::new(quiche::PROTOCOL_VERSION).map_err(|e| format!("quiche: {e}"))?;
+        let path =
+            |path: &Path| path.to_str().map(str::to_owned).ok_or(format!("{}: not UTF-8", path.display()));
+        let file = |what: &str, path: &Path, e| format!("bad {what} {}: {e}", path.display());
+        config
+            .load_cert_chain_from_pem_file(&path(&self.cert)?)
+            .map_err(|e| file("certificate", &self.cert, e))?;
+        config.load_priv_key_from_pem_file(&path(&self.key)?).map_err(|e| file("key", &self.key, e))?;
+        config.set_application_protos(&[ALPN]).map_err(|e| format!("ALPN: {e}"))?;
+        // The two that every client has; post-quantum shares make a ClientHello of two packets and a slower handshake.
+        config.set_curves_list("X25519:P-256").map_err(|e| format!("key exchange groups: {e}"))?;
+        config.set_max_idle_timeout(self.idle_timeout.as_millis() as u64);
+        config.set_max_recv_udp_payload_size(MAX_RX_PAYLOAD);
+        config.set_max_send_udp_payload_size(MAX_TX_PAYLOAD);
+        config.set_max_ack_delay(self.ack_delay().as_millis() as u64);
+        // One control stream from the client; no others are part of the protocol.
+        config.set_initial_max_streams_bidi(1);
+        config.set_initial_max_streams_uni(0);
+        config.set_initial_max_stream_data_bidi_remote(CONTROL_WINDOW);
+        config.set_initial_max_data(CONTROL_WINDOW);
+        config.set_max_stream_window(CONTROL_WINDOW);
+        config.set_max_connection_window(CONTROL_WINDOW);
+        config.enable_dgram(true, DATAGRAMS_IN, DATAGRAMS_OUT);
+        // Sent packets are spread over the tick by the fan-out, across connections; within one there are too few.
+        config.enable_pacing(false);
+        // Three paths: the one in use, one being probed, and a spare for a NAT that rebinds again meanwhile.
+        config.set_active_connection_id_limit(3);
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(tick_ms: u64) -> QuicSettings {
+        QuicSettings {
+            cert: "missing.pem".into(),
+            key: "missing.key".into(),
+            idle_timeout: Duration::from_secs(30),
+            tick: Duration::from_millis(tick_ms),
+        }
+    }
+
+    #[test]
+    fn acknowledgements_outwait_a_tick_but_not_the_protocols_limit() {
+        assert_eq!(settings(50).ack_delay(), Duration::from_millis(60));
+        assert_eq!(settings(1000).ack_delay(), Duration::from_millis(100));
+    }
+
+    #[test]
+    fn a_missing_certificate_is_named() {
+        assert!(settings(50).build().err().is_some_and(|e| e.contains("missing.pem")));
+    }
+}

@@ -1,0 +1,96 @@
+//! Sending one tick to every subscriber, a few at a time.
+//!
+//! A tick is encoded for each distinct *view* once, in buffers that all clients with that view share. Subscribers are
+//! served in the order of a dense list, a bounded number each turn, so that a broadcast to 10,000 clients is spread over
+//! the tick and never holds up what they send.
+
+use crate::session::Broadcast;
+use canvas::Tick;
+use canvas::geometry::TileRect;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The subscribers of a worker, and how far the present tick has got with them.
+#[derive(Default)]
+pub struct Fanout {
+    /// Slots of the subscribers.
+    subscribers: Vec<u32>,
+    /// Subscribers before this place have had the present tick.
+    served: usize,
+    tick: Option<Arc<Tick>>,
+    /// The present tick, as encoded for each view so far.
+    views: HashMap<TileRect, Rc<Broadcast>>,
+}
+
+impl Fanout {
+    /// Number of subscribers.
+    pub fn len(&self) -> usize {
+        self.subscribers.len()
+    }
+
+    /// True while a tick is being sent.
+    pub fn is_active(&self) -> bool {
+        self.tick.is_some()
+    }
+
+    /// Begins to send `tick`. The one before must be finished.
+    pub fn start(&mut self, tick: Arc<Tick>) {
+        debug_assert!(self.tick.is_none());
+        self.served = 0;
+        self.views.clear();
+        self.tick = Some(tick);
+    }
+
+    /// The slot whose turn it is; `None` when the tick is finished.
+    pub fn next_subscriber(&mut self) -> Option<u32> {
+        self.tick.as_ref()?;
+        let next = self.subscribers.get(self.served).copied();
+        match next {
+            Some(_) => self.served += 1,
+            None => self.tick = None,
+        }
+        next
+    }
+
+    /// The present tick as encoded for `view`. Call for a slot from [`next_subscriber`](Self::next_subscriber).
+    pub fn broadcast(&mut self, view: TileRect) -> Rc<Broadcast> {
+        let Some(tick) = &self.tick else { return Rc::default() };
+        self.views.entry(view).or_insert_with(|| Rc::new(encode(tick, &view))).clone()
+    }
+
+    /// Adds a subscriber; returns its place. It gets the next tick, and perhaps the present one.
+    pub fn add(&mut self, slot: u32) -> u32 {
+        self.subscribers.push(slot);
+        (self.subscribers.len() - 1) as u32
+    }
+
+    /// Removes the subscriber at `place`, and returns those that have moved: (slot, its new place).
+    ///
+    /// A subscriber that was not served yet stays so, and likewise one that was: a hole among the served is filled with
+    /// the last served, and the hole that this leaves with the last of all.
+    pub fn remove(&mut self, place: u32) -> impl Iterator<Item = (u32, u32)> + use<> {
+        let mut hole = place as usize;
+        let mut moved = [None, None];
+        if self.tick.is_some() && hole < self.served {
+            self.served -= 1;
+            if hole != self.served {
+                self.subscribers[hole] = self.subscribers[self.served];
+                moved[0] = Some((self.subscribers[hole], hole as u32));
+            }
+            hole = self.served;
+        }
+        self.subscribers.swap_remove(hole);
+        if let Some(slot) = self.subscribers.get(hole) {
+            moved[1] = Some((*slot, hole as u32));
+        }
+        moved.into_iter().flatten()
+    }
+}
+
+fn encode(tick: &Tick, view: &TileRect) -> Broadcast {
+    let mut broadcast = Broadcast { tick: tick.number(), ..Broadcast::default() };
+    tick.pack_diffs(view, |payload| broadcast.diffs.push(payload.into()));
+    tick.pack_versions(view, |payload| broadcast.versions.push(payload.into()));
+    broadcast
+}

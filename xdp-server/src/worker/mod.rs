@@ -1,0 +1,427 @@
+//! A worker: the loop in which packets, QUIC and sessions meet.
+//!
+//! ```text
+//!            +--------------------------- one turn, each stage bounded ----------------------------+
+//! rings -->  | serve  receive  strays  timers  acks  tick  fan-out  transmit  flush  housekeeping  | --> rings
+//!            +-------------------------------------------------------------------------------------+
+//! ```
+//!
+//! One thread owns everything here: its packet I/O, its connections, its timers. A turn reads the clock once. Receiving
+//! never waits for sending: a connection that has something to send is put in a queue (`ready`), which the transmit stage
+//! works off as far as there are transmit buffers. A turn that finds nothing to do counts as waiting; when the core is
+//! shared, the worker then sleeps until something comes.
+//!
+//! - `conn`: what is kept of one connection
+//! - `receive`: from a packet to its connection; accepting, refusing, resetting
+//! - `fanout`: one tick to all subscribers
+//! - `transmit`: from connections to packets; timers; closing
+
+pub mod conn;
+mod fanout;
+mod receive;
+mod transmit;
+
+use crate::link::{Phase, WorkerLink};
+use crate::net::{PacketIo, Path};
+use crate::quic::cid::CidCodec;
+use crate::quic::config::QuicSettings;
+use crate::quic::reset::Resetter;
+use crate::quic::table::ConnectionTable;
+use crate::quic::wheel::TimerWheel;
+use crate::session::{Context, SessionSettings};
+use canvas::codes::CloseCode;
+use canvas::palette::Palette;
+use canvas::tiles::TileReader;
+use conn::{Conn, Stage};
+use fanout::Fanout;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Packets received in one turn. One ring's worth of what veth and most NICs hand over at a time; larger delays sending.
+const RECEIVE_BUDGET: usize = 64;
+
+/// Subscribers that are handed a tick in one turn, and connections that get to send. At about 2 us each a stage stays
+/// well under the 1 ms timers.
+const SEND_BUDGET: usize = 64;
+
+/// Strays taken over in one turn.
+const STRAY_BUDGET: usize = 64;
+
+/// Timers that may fire in one turn.
+const TIMER_BUDGET: usize = 64;
+
+/// Slots beyond the cap, for connections that exist only to be told SERVER_FULL. More of them spend handshakes on clients
+/// that are turned away; when all are taken, Initials are dropped.
+pub const REFUSAL_SLOTS: u32 = 64;
+
+/// Time between two rounds of housekeeping: counters are this old at most while the worker is busy.
+const HOUSEKEEPING: Duration = Duration::from_millis(1);
+
+/// How long a worker on a shared core looks for work before it sleeps. A wake-up costs the kernel about this much, so
+/// spinning for as long at most doubles the cost of being idle, and catches what comes in a burst.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// Longest sleep: bounds the age of counters and of the phase when nobody wakes us.
+const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+
+/// A drain ends after this long, whatever is left: the promise is five seconds, the rest is for leaving.
+const DRAIN_LIMIT: Duration = Duration::from_millis(4500);
+
+/// Time between the NOTICE and the CONNECTION_CLOSE of a drain: once a connection is closed QUIC repeats nothing, so a
+/// lost NOTICE gets this long to be repeated.
+const DRAIN_NOTICE: Duration = Duration::from_millis(500);
+
+/// What a worker is made of, besides its packet I/O.
+pub struct WorkerParts {
+    /// Its queues.
+    pub link: WorkerLink,
+    /// The canvas.
+    pub tiles: TileReader,
+    /// Its colours.
+    pub palette: Palette,
+    /// QUIC's settings.
+    pub quic: QuicSettings,
+    /// The protocol's settings.
+    pub session: SessionSettings,
+    /// Most connections.
+    pub max_connections: u32,
+    /// The connection-ID key.
+    pub connection_id_key: [u8; 16],
+    /// The stateless reset key.
+    pub reset_key: [u8; 32],
+    /// Pages for the connection table.
+    pub pages: hugepages::Pages,
+    /// NUMA node for the connection table.
+    pub numa_node: Option<u32>,
+}
+
+/// A worker. See the [module](self).
+pub struct Worker<I> {
+    io: I,
+    core: Core,
+    busy: bool,
+    idle_since: Option<Instant>,
+    last_turn: Instant,
+    next_housekeeping: Instant,
+}
+
+/// A packet that belongs to no connection: Version Negotiation, a stateless reset.
+struct Stateless {
+    path: Path,
+    payload: Vec<u8>,
+}
+
+/// Everything but the packet I/O, so that both can be borrowed at once.
+struct Core {
+    index: usize,
+    ctx: Context,
+    codec: CidCodec,
+    resetter: Resetter,
+    config: quiche::Config,
+    ack_delay: Duration,
+    max_connections: u32,
+    table: ConnectionTable<Conn>,
+    wheel: TimerWheel,
+    /// Slots that have something to send.
+    ready: VecDeque<u32>,
+    stateless: VecDeque<Stateless>,
+    fanout: Fanout,
+    /// Scratch for expired timers.
+    due: Vec<u32>,
+    drain: Option<Drain>,
+    /// The master is woken when the paint queue has less room than this.
+    paint_room: usize,
+    /// The last connection to transmit found no free buffer.
+    blocked: bool,
+}
+
+/// How far a drain has got.
+#[derive(Clone, Copy)]
+struct Drain {
+    began: Instant,
+    closed: bool,
+}
+
+impl<I: PacketIo> Worker<I> {
+    /// A worker on `io`.
+    ///
+    /// # Errors
+    /// quiche refused the certificate or a setting: says which.
+    pub fn new(io: I, parts: WorkerParts) -> Result<Self, String> {
+        let now = Instant::now();
+        let mut epoch = [0; 4];
+        getrandom::fill(&mut epoch).map_err(|e| format!("no randomness from the kernel: {e}"))?;
+        let slots = parts.max_connections + REFUSAL_SLOTS;
+        let paint_room = parts.link.paints.buffer().capacity() / 2;
+        let core = Core {
+            index: parts.link.index,
+            codec: CidCodec::new(&parts.connection_id_key),
+            resetter: Resetter::new(&parts.reset_key, now),
+            config: parts.quic.build()?,
+            ack_delay: parts.quic.ack_delay(),
+            max_connections: parts.max_connections,
+            table: ConnectionTable::new(slots, parts.pages, parts.numa_node, u32::from_ne_bytes(epoch))
+                .map_err(|e| e.to_string())?,
+            wheel: TimerWheel::new(slots as usize, now),
+            ready: VecDeque::with_capacity(slots as usize),
+            stateless: VecDeque::new(),
+            fanout: Fanout::default(),
+            due: Vec::with_capacity(TIMER_BUDGET),
+            drain: None,
+            paint_room,
+            blocked: false,
+            ctx: Context::new(parts.tiles, parts.palette, parts.link, parts.session),
+        };
+        let (busy, idle_since) = (false, None);
+        Ok(Self { io, core, busy, idle_since, last_turn: now, next_housekeeping: now })
+    }
+
+    /// The packet I/O, for tests that look at it.
+    pub fn io(&mut self) -> &mut I {
+        &mut self.io
+    }
+
+    /// Connections in the table.
+    pub fn connections(&self) -> u32 {
+        self.core.table.len()
+    }
+
+    /// One turn. `extra` is worked in as a further stage: the master, where it shares this thread; it returns whether it
+    /// found something to do. Returns whether anything in the turn did.
+    pub fn turn(&mut self, now: Instant, extra: &mut impl FnMut(Instant) -> bool) -> bool {
+        self.account(now);
+        let core = &mut self.core;
+        self.io.serve(now);
+        let received =
+            self.io.receive(RECEIVE_BUDGET, &mut |path, packet| core.on_packet(path, packet, now, false));
+        let mut busy = received > 0;
+        busy |= core.take_strays(now);
+        if core.ctx.link.paints.slots() < core.paint_room {
+            core.ctx.link.shared.master_waker.wake();
+        }
+        busy |= core.expire_timers(now);
+        busy |= core.follow_phase(now);
+        busy |= extra(now);
+        busy |= core.take_acks();
+        busy |= core.fan_out(now);
+        busy |= core.transmit(&mut self.io, now);
+        self.io.flush(now);
+        if now >= self.next_housekeeping {
+            self.next_housekeeping = now + HOUSEKEEPING;
+            self.publish();
+        }
+        self.busy = busy;
+        busy
+    }
+
+    /// Runs until the drain is done, then until the phase is [`Phase::Stop`] if `linger` (others need the stage that this
+    /// thread carries). `sleepy`: the core is shared, so sleep when there is nothing to do; `extra_due` says when the
+    /// extra stage has something to do by the clock.
+    pub fn run<E: FnMut(Instant) -> bool>(
+        mut self,
+        sleepy: bool,
+        linger: bool,
+        extra: &mut E,
+        extra_due: impl Fn(&E) -> Option<Instant>,
+    ) {
+        let shared = self.core.ctx.link.shared.clone();
+        loop {
+            let now = Instant::now();
+            match shared.phase() {
+                Phase::Stop => break,
+                Phase::Drain if self.drained(now) && !linger => break,
+                _ => {}
+            }
+            if self.turn(now, extra) {
+                self.idle_since = None;
+            } else if !sleepy {
+                std::hint::spin_loop();
+            } else if now.duration_since(*self.idle_since.get_or_insert(now)) >= SPIN {
+                self.sleep(now, extra_due(extra));
+            }
+        }
+        self.io.flush(Instant::now());
+        self.publish();
+    }
+
+    /// True when every client has been told good-bye, or the time for it is up.
+    fn drained(&self, now: Instant) -> bool {
+        self.core.drain.is_some_and(|drain| {
+            let told = drain.closed && self.core.ready.is_empty();
+            told || now.duration_since(drain.began) >= DRAIN_LIMIT
+        })
+    }
+
+    /// Charges the time since the last turn to what that turn did.
+    fn account(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.last_turn).as_nanos() as u64;
+        self.last_turn = now;
+        let stats = &mut self.core.ctx.stats;
+        stats.turns += 1;
+        if self.busy {
+            stats.busy_turns += 1;
+            stats.working_ns += elapsed;
+        } else {
+            stats.waiting_ns += elapsed;
+        }
+    }
+
+    fn sleep(&mut self, now: Instant, extra_due: Option<Instant>) {
+        self.publish();
+        let link = &self.core.ctx.link;
+        let shared = link.shared.clone();
+        let waker = &shared.worker_wakers[link.index];
+        waker.before_sleep();
+        let quiet = link.ticks.is_empty()
+            && link.acks.is_empty()
+            && shared.no_strays(link.index)
+            && (shared.phase() == Phase::Run || self.core.drain.is_some());
+        if quiet {
+            let due = [self.core.wheel.next_deadline(LONGEST_SLEEP), extra_due];
+            let until = due.into_iter().flatten().min().unwrap_or(now + LONGEST_SLEEP);
+            let timeout = until.saturating_duration_since(now).min(LONGEST_SLEEP);
+            if self.io.wait(timeout, waker.fd()).is_err() {
+                // poll(2) fails only for want of memory: the next turn looks anyway, and this keeps it from spinning.
+                std::thread::sleep(HOUSEKEEPING);
+            }
+        }
+        waker.after_sleep();
+    }
+
+    /// Makes the counters visible.
+    fn publish(&mut self) {
+        let io = self.io.counters();
+        let core = &mut self.core;
+        let stats = &mut core.ctx.stats;
+        stats.rx_packets = io.rx_packets;
+        stats.rx_bytes = io.rx_bytes;
+        stats.rx_kernel_packets = io.rx_kernel_packets;
+        stats.tx_packets = io.tx_packets;
+        stats.tx_bytes = io.tx_bytes;
+        stats.tx_blocked = io.tx_blocked;
+        stats.tx_errors = io.tx_errors;
+        stats.rx_truncated = io.rx_truncated;
+        stats.rx_not_ours = io.rx_not_ours;
+        stats.rx_too_long = io.rx_too_long;
+        stats.rx_kernel_drops = io.rx_kernel_drops;
+        stats.fill_ring_empty = io.fill_ring_empty;
+        stats.invalid_descriptors = io.invalid_descriptors;
+        stats.connections = u64::from(core.table.len());
+        stats.subscribers = core.fanout.len() as u64;
+        core.ctx.link.shared.workers[core.index].publish(&core.ctx.stats);
+    }
+}
+
+impl Core {
+    /// Takes packets of our connections that other workers received.
+    fn take_strays(&mut self, now: Instant) -> bool {
+        let mut taken = 0;
+        while taken < STRAY_BUDGET
+            && let Some(mut stray) = self.ctx.link.shared.take_stray(self.index)
+        {
+            let path = stray.path;
+            self.on_packet(&path, stray.packet(), now, true);
+            self.ctx.stats.strays_in += 1;
+            taken += 1;
+        }
+        taken > 0
+    }
+
+    /// Passes on the master's answers to PAINT frames.
+    fn take_acks(&mut self) -> bool {
+        let mut any = false;
+        while let Some((pending, ack)) = self.ctx.next_ack() {
+            any = true;
+            if let Some(conn) = self.table.find(pending.slot, pending.generation) {
+                conn.session.paint_ack(&pending, &ack);
+                self.make_ready(pending.slot);
+            }
+        }
+        any
+    }
+
+    /// Hands the present tick to a few more subscribers.
+    fn fan_out(&mut self, now: Instant) -> bool {
+        // What is queued goes out first: fanning out further would only make it older.
+        if self.ready.len() >= 2 * SEND_BUDGET {
+            return false;
+        }
+        if !self.fanout.is_active() {
+            let Ok(tick) = self.ctx.link.ticks.pop() else { return false };
+            self.fanout.start(tick);
+        }
+        for _ in 0..SEND_BUDGET {
+            let Some(slot) = self.fanout.next_subscriber() else { break };
+            let Some(conn) = self.table.get_mut(slot) else { continue };
+            let what = self.fanout.broadcast(conn.session.view());
+            if what.diffs.is_empty() && what.versions.is_empty() {
+                continue;
+            }
+            match conn.session.broadcast(&mut conn.quic, &mut self.ctx, &what, now) {
+                Ok(()) => self.make_ready(slot),
+                Err(close) => self.close(slot, close),
+            }
+        }
+        true
+    }
+
+    /// Begins and advances the drain.
+    fn follow_phase(&mut self, now: Instant) -> bool {
+        if self.ctx.link.shared.phase() == Phase::Run {
+            return false;
+        }
+        match &mut self.drain {
+            None => {
+                self.drain = Some(Drain { began: now, closed: false });
+                for slot in self.slots() {
+                    if let Some(conn) = self.table.get_mut(slot) {
+                        conn.session.notice(CloseCode::Draining, "the server is shutting down");
+                        self.make_ready(slot);
+                    }
+                }
+                true
+            }
+            Some(drain) if !drain.closed && now.duration_since(drain.began) >= DRAIN_NOTICE => {
+                drain.closed = true;
+                for slot in self.slots() {
+                    let reason = "the server is shutting down";
+                    self.close(slot, crate::session::Close { code: CloseCode::Draining, reason });
+                }
+                true
+            }
+            Some(_) => false,
+        }
+    }
+
+    fn slots(&self) -> Vec<u32> {
+        self.table.occupied().collect()
+    }
+
+    /// Queues `slot` for the transmit stage.
+    fn make_ready(&mut self, slot: u32) {
+        if let Some(conn) = self.table.get_mut(slot)
+            && !conn.queued
+        {
+            conn.queued = true;
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// Keeps the list of subscribers in step with what the session of `slot` wants.
+    fn update_subscription(&mut self, slot: u32) {
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        let wanted = conn.stage == Stage::Open && conn.session.is_subscriber();
+        match conn.subscriber {
+            None if wanted => conn.subscriber = Some(self.fanout.add(slot)),
+            Some(place) if !wanted => {
+                conn.subscriber = None;
+                for (slot, place) in self.fanout.remove(place) {
+                    if let Some(moved) = self.table.get_mut(slot) {
+                        moved.subscriber = Some(place);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! From a packet to its connection: routing by connection ID, accepting, refusing, resetting.
+
+use super::conn::{AckClock, Conn, Paths, Stage};
+use super::{Core, REFUSAL_SLOTS, Stateless};
+use crate::link::{Phase, Stray};
+use crate::net::{MAX_TX_PAYLOAD, Path};
+use crate::quic::cid::{self, Route};
+use crate::quic::header::{self, Header, MIN_INITIAL_LEN};
+use crate::quic::table::InitialId;
+use crate::session::{Close, Session};
+use canvas::codes::CloseCode;
+use quiche::{ConnectionId, PathEvent, RecvInfo};
+use std::time::{Duration, Instant};
+
+/// Replies without a connection that may wait for transmission: they answer strangers, and are the first to be dropped.
+const STATELESS_QUEUE: usize = 64;
+
+/// A handshake that takes longer is given up. QUIC retransmits after 1, 2 and 4 seconds: this outlasts the third loss.
+pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+impl Core {
+    /// Deals with one received UDP payload. `stray`: another worker received it and found that it is ours.
+    pub fn on_packet(&mut self, path: &Path, packet: &mut [u8], now: Instant, stray: bool) {
+        match header::parse(packet) {
+            Some(Header::Short { dcid }) => {
+                let dcid = *dcid;
+                if usize::from(dcid[0]) != self.index && !stray {
+                    return self.pass_on(dcid[0], path, packet, Some(dcid), now);
+                }
+                match self.find(&dcid) {
+                    Some(slot) => self.deliver(slot, path, packet, now),
+                    None => self.reset(&dcid, path, packet.len(), now),
+                }
+            }
+            Some(Header::Initial { dcid }) => {
+                self.on_handshake_packet(dcid.to_vec(), path, packet, now, stray, true)
+            }
+            Some(Header::Handshake { dcid }) => {
+                self.on_handshake_packet(dcid.to_vec(), path, packet, now, stray, false);
+            }
+            Some(Header::OtherVersion { dcid, scid }) => {
+                if packet.len() >= MIN_INITIAL_LEN {
+                    self.negotiate_version(path, dcid.to_vec(), scid.to_vec());
+                } else {
+                    self.ctx.stats.drop_not_initial += 1;
+                }
+            }
+            None => self.ctx.stats.drop_malformed += 1,
+        }
+    }
+
+    /// The slot that `id` names, if the ID was issued for the connection that is there now.
+    fn find(&mut self, id: &[u8; cid::LEN]) -> Option<u32> {
+        let route = self.codec.decode(id)?;
+        let ours = usize::from(route.worker) == self.index;
+        (ours && self.table.find(route.slot, route.generation).is_some()).then_some(route.slot)
+    }
+
+    /// Deals with a packet under a long header: of a connection here or elsewhere, of a handshake, or of somebody new.
+    fn on_handshake_packet(
+        &mut self,
+        dcid: Vec<u8>,
+        path: &Path,
+        packet: &mut [u8],
+        now: Instant,
+        stray: bool,
+        initial: bool,
+    ) {
+        // A client's own random ID may have our length, but never passes the check.
+        if let Ok(id) = <&[u8; cid::LEN]>::try_from(dcid.as_slice())
+            && let Some(route) = self.codec.decode(id)
+        {
+            if usize::from(route.worker) != self.index {
+                if !stray {
+                    self.pass_on(route.worker, path, packet, None, now);
+                }
+                return;
+            }
+            match self.find(id) {
+                Some(slot) => self.deliver(slot, path, packet, now),
+                None => self.ctx.stats.drop_unknown_id += 1,
+            }
+            return;
+        }
+        let Some(id) = InitialId::new(&dcid) else {
+            self.ctx.stats.drop_malformed += 1;
+            return;
+        };
+        match self.table.find_initial(&id) {
+            Some(slot) => self.deliver(slot, path, packet, now),
+            None if initial && packet.len() >= MIN_INITIAL_LEN => self.accept(id, path, packet, now),
+            None => self.ctx.stats.drop_not_initial += 1,
+        }
+    }
+
+    /// Hands a packet to worker `owner`. `reset`: the ID of a 1-RTT packet, to be reset if there is no such worker.
+    fn pass_on(
+        &mut self,
+        owner: u8,
+        path: &Path,
+        packet: &[u8],
+        reset: Option<[u8; cid::LEN]>,
+        now: Instant,
+    ) {
+        if usize::from(owner) >= self.ctx.link.shared.worker_count() {
+            if let Some(id) = reset {
+                self.reset(&id, path, packet.len(), now);
+            }
+            return;
+        }
+        let sent = Stray::new(path, packet)
+            .is_some_and(|stray| self.ctx.link.shared.send_stray(usize::from(owner), stray));
+        if sent {
+            self.ctx.stats.strays_out += 1;
+        } else {
+            self.ctx.stats.strays_dropped += 1;
+        }
+    }
+
+    /// Answers a 1-RTT packet that belongs to no connection.
+    fn reset(&mut self, id: &[u8; cid::LEN], path: &Path, received: usize, now: Instant) {
+        self.ctx.stats.drop_unknown_id += 1;
+        if self.stateless.len() >= STATELESS_QUEUE {
+            return;
+        }
+        let mut packet = [0; MAX_TX_PAYLOAD];
+        if let Some(len) = self.resetter.answer(id, received, now, &mut packet) {
+            self.ctx.stats.stateless_resets += 1;
+            self.stateless.push_back(Stateless { path: *path, payload: packet[..len].to_vec() });
+        }
+    }
+
+    fn negotiate_version(&mut self, path: &Path, dcid: Vec<u8>, scid: Vec<u8>) {
+        if self.stateless.len() >= STATELESS_QUEUE {
+            return;
+        }
+        let mut packet = [0; MAX_TX_PAYLOAD];
+        let (dcid, scid) = (ConnectionId::from_vec(dcid), ConnectionId::from_vec(scid));
+        if let Ok(len) = quiche::negotiate_version(&scid, &dcid, &mut packet) {
+            self.ctx.stats.version_negotiations += 1;
+            self.stateless.push_back(Stateless { path: *path, payload: packet[..len].to_vec() });
+        }
+    }
+
+    /// Makes a connection of an Initial, if there is room for it and the packet is what it says.
+    fn accept(&mut self, id: InitialId, path: &Path, packet: &mut [u8], now: Instant) {
+        let full = self.table.len() >= self.max_connections;
+        if self.table.len() >= self.max_connections + REFUSAL_SLOTS || self.drain.is_some() {
+            self.ctx.stats.drop_full += 1;
+            return;
+        }
+        let Self { table, codec, resetter, config, ctx, index, .. } = self;
+        let slot = table.insert_with(|slot, generation| {
+            let route = Route { worker: *index as u8, slot, generation, serial: 0 };
+            let scid = codec.encode(&route);
+            config.set_stateless_reset_token(Some(u128::from_be_bytes(resetter.token(&scid))));
+            let scid = ConnectionId::from_ref(&scid);
+            let quic = quiche::accept_with_buf_factory(&scid, None, path.local, path.peer, config).ok()?;
+            Some(Conn {
+                quic,
+                session: Session::new(slot, generation, ctx, now),
+                paths: Paths::new(path),
+                stage: if full { Stage::Refused } else { Stage::Handshake },
+                acks: AckClock::default(),
+                queued: false,
+                subscriber: None,
+                next_serial: 1,
+                initial: Some(id),
+                since: now,
+            })
+        });
+        let Some(slot) = slot else {
+            self.ctx.stats.drop_full += 1;
+            return;
+        };
+        self.table.remember_initial(id, slot);
+        self.deliver(slot, path, packet, now);
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        if conn.quic.stats().recv == 0 {
+            // Not one packet in it was authentic: not an Initial of that connection ID.
+            self.ctx.stats.drop_quic += 1;
+            self.discard(slot);
+            return;
+        }
+        self.ctx.stats.handshakes_started += 1;
+        self.wheel.arm(slot, now + HANDSHAKE_LIMIT);
+    }
+
+    /// Gives a packet to the connection in `slot`, and to its session what QUIC makes of it.
+    fn deliver(&mut self, slot: u32, path: &Path, packet: &mut [u8], now: Instant) {
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        let elsewhere = conn.paths.note(path);
+        let info = RecvInfo { from: path.peer, to: path.local };
+        if conn.quic.recv(packet, info).is_err() {
+            // The connection is closing for it; its CONNECTION_CLOSE is to be sent.
+            self.ctx.stats.drop_quic += 1;
+            self.make_ready(slot);
+            return;
+        }
+        if elsewhere || conn.paths.has_other() {
+            follow_path_events(conn);
+        }
+        match conn.stage {
+            Stage::Open => {}
+            Stage::Handshake | Stage::Refused if conn.quic.is_established() => {
+                return self.established(slot, now);
+            }
+            _ => return self.make_ready(slot),
+        }
+        if conn.quic.is_draining() {
+            return self.leave(slot);
+        }
+        match self.serve_session(slot, now) {
+            Ok(answer) if answer || elsewhere => self.make_ready(slot),
+            Ok(_) => {
+                let delay = self.ack_delay;
+                let Some(conn) = self.table.get_mut(slot) else { return };
+                if conn.acks.received(now, delay) {
+                    self.make_ready(slot);
+                } else if let Some(due) = conn.acks.due() {
+                    self.wheel.arm(slot, due);
+                }
+            }
+            Err(close) => self.close(slot, close),
+        }
+    }
+
+    /// Lets the session of `slot` read what QUIC has for it. `true`: there is something to send now, not just to
+    /// acknowledge some time.
+    fn serve_session(&mut self, slot: u32, now: Instant) -> Result<bool, Close> {
+        let Some(conn) = self.table.get_mut(slot) else { return Ok(false) };
+        let Conn { quic, session, .. } = conn;
+        while let Ok(datagram) = quic.dgram_recv_buf() {
+            session.on_datagram(datagram.as_ref(), &mut self.ctx, now)?;
+        }
+        let mut answer = session.has_output();
+        if quic.is_readable() {
+            session.on_control(quic, &mut self.ctx, now)?;
+            answer = true; // stream data is acknowledged at once: a client's window depends on it
+            self.update_subscription(slot);
+        }
+        Ok(answer)
+    }
+
+    /// The handshake of `slot` is complete.
+    fn established(&mut self, slot: u32, now: Instant) {
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        self.ctx.stats.handshakes_completed += 1;
+        conn.since = now;
+        if conn.stage == Stage::Refused {
+            self.ctx.stats.refused_full += 1;
+            let reason = "this worker's connection table is full";
+            return self.close(slot, Close { code: CloseCode::ServerFull, reason });
+        }
+        conn.stage = Stage::Open;
+        conn.session.established(&conn.quic);
+        // Spare IDs, so that a client that moves can do so unlinkably (RFC 9000, section 9.5).
+        let generation = self.table.generation(slot);
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        while conn.quic.scids_left() > 0 {
+            let serial = conn.next_serial;
+            conn.next_serial += 1;
+            let id = self.codec.encode(&Route { worker: self.index as u8, slot, generation, serial });
+            let token = u128::from_be_bytes(self.resetter.token(&id));
+            if conn.quic.new_scid(&ConnectionId::from_ref(&id), token, false).is_err() {
+                break;
+            }
+        }
+        if self.ctx.link.shared.phase() != Phase::Run {
+            let reason = "the server is shutting down";
+            return self.close(slot, Close { code: CloseCode::Draining, reason });
+        }
+        match self.serve_session(slot, now) {
+            Ok(_) => self.make_ready(slot),
+            Err(close) => self.close(slot, close),
+        }
+    }
+}
+
+/// Lets QUIC probe and follow a client that moved.
+fn follow_path_events(conn: &mut Conn) {
+    while let Some(event) = conn.quic.path_event_next() {
+        match event {
+            // An error means that the path is known or too many are: the client's packets are answered all the same.
+            PathEvent::New(local, peer) => drop(conn.quic.probe_path(local, peer)),
+            PathEvent::PeerMigrated(_, peer) => conn.paths.migrate(peer),
+            _ => {}
+        }
+    }
+}

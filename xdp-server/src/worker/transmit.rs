@@ -1,0 +1,189 @@
+//! From connections to packets; timers; closing.
+
+use super::conn::{Conn, Stage};
+use super::receive::HANDSHAKE_LIMIT;
+use super::{Core, SEND_BUDGET, TIMER_BUDGET};
+use crate::net::PacketIo;
+use crate::session::Close;
+use canvas::codes::CloseCode;
+use std::time::{Duration, Instant};
+
+/// Packets that one connection may send before the next one's turn: the initial congestion window of 10 and some, so
+/// that a snapshot's start leaves as one train. Larger lets one client's snapshot delay the others.
+const TRAIN: u32 = 16;
+
+/// How long the client's first destination ID is remembered after the handshake: repeated Initials that were long under
+/// way must not look like a new client.
+const INITIAL_MEMORY: Duration = Duration::from_secs(3);
+
+impl Core {
+    /// Sends what waits, as far as there are transmit buffers.
+    pub fn transmit<I: PacketIo>(&mut self, io: &mut I, now: Instant) -> bool {
+        let mut busy = false;
+        while let Some(reply) = self.stateless.pop_front() {
+            let mut reply = Some(reply);
+            let sent = io.send(&mut |room| {
+                let reply = reply.take()?;
+                room.get_mut(..reply.payload.len())?.copy_from_slice(&reply.payload);
+                Some((reply.payload.len(), reply.path))
+            });
+            busy = true;
+            if sent.blocked && reply.is_some() {
+                return true; // lost: these are answers to strangers, who will ask again
+            }
+        }
+        for _ in 0..SEND_BUDGET.min(self.ready.len()) {
+            let Some(slot) = self.ready.pop_front() else { break };
+            busy = true;
+            let more = self.transmit_one(slot, io, now);
+            if let Some(conn) = self.table.get_mut(slot) {
+                conn.queued = more;
+                if more {
+                    self.ready.push_back(slot);
+                }
+            }
+            if more && self.blocked {
+                break;
+            }
+        }
+        busy
+    }
+
+    /// Sends what the connection in `slot` has. `true`: it has, or may have, more.
+    fn transmit_one<I: PacketIo>(&mut self, slot: u32, io: &mut I, now: Instant) -> bool {
+        self.blocked = false;
+        let Some(conn) = self.table.get_mut(slot) else { return false };
+        if conn.stage == Stage::Open && conn.session.has_output() {
+            match conn.session.pump(&mut conn.quic, &mut self.ctx, now) {
+                Ok(Some(wait)) => self.wheel.arm(slot, now + wait),
+                Ok(None) => {}
+                Err(close) => self.close(slot, close),
+            }
+            self.update_subscription(slot); // frames that had to wait may have been obeyed now
+        }
+        let Some(conn) = self.table.get_mut(slot) else { return false };
+        let (mut packets, mut failed) = (0, false);
+        let sent = io.send(&mut |room| {
+            if packets == TRAIN {
+                return None;
+            }
+            match conn.quic.send(room) {
+                Ok((len, info)) => {
+                    packets += 1;
+                    Some((len, conn.paths.to(info.to)))
+                }
+                Err(quiche::Error::Done) => None,
+                Err(_) => {
+                    failed = true;
+                    None
+                }
+            }
+        });
+        self.blocked = sent.blocked;
+        if failed {
+            // quiche cannot go on with it: tell the client, once.
+            if conn.quic.close(false, INTERNAL_ERROR, b"").is_err() {
+                self.remove(slot);
+                return false;
+            }
+            return true;
+        }
+        if !sent.blocked || packets > 0 {
+            conn.acks.sent();
+        }
+        if conn.quic.is_closed() {
+            self.remove(slot);
+            return false;
+        }
+        if let Some(timeout) = conn.quic.timeout_instant() {
+            self.wheel.arm(slot, timeout);
+        }
+        sent.blocked || packets == TRAIN
+    }
+
+    /// Fires the timers that are due.
+    pub fn expire_timers(&mut self, now: Instant) -> bool {
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.expire(now, TIMER_BUDGET, &mut due);
+        let busy = !due.is_empty();
+        for slot in due.drain(..) {
+            self.on_timer(slot, now);
+        }
+        self.due = due;
+        busy
+    }
+
+    fn on_timer(&mut self, slot: u32, now: Instant) {
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        if conn.stage == Stage::Handshake && now.duration_since(conn.since) >= HANDSHAKE_LIMIT {
+            return self.remove(slot);
+        }
+        if let Some(id) = conn.initial
+            && conn.stage != Stage::Handshake
+            && now.duration_since(conn.since) >= INITIAL_MEMORY
+        {
+            conn.initial = None;
+            self.table.forget_initial(&id);
+        }
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        let quic_due = conn.quic.timeout_instant();
+        let mut send = conn.acks.due().is_some_and(|due| due <= now) || conn.session.has_output();
+        if quic_due.is_some_and(|due| due <= now) {
+            conn.quic.on_timeout();
+            if conn.quic.is_closed() {
+                self.ctx.stats.idle_timeouts += u64::from(conn.quic.is_timed_out());
+                return self.remove(slot);
+            }
+            send = true;
+        }
+        if send {
+            return self.make_ready(slot); // transmitting arms the timer again
+        }
+        let handshake = (conn.stage == Stage::Handshake).then(|| conn.since + HANDSHAKE_LIMIT);
+        if let Some(next) = [quic_due, conn.acks.due(), handshake].into_iter().flatten().min() {
+            self.wheel.arm(slot, next);
+        }
+    }
+
+    /// Closes the connection in `slot` with an application error code.
+    pub fn close(&mut self, slot: u32, close: Close) {
+        match close.code {
+            CloseCode::ProtocolViolation => self.ctx.stats.protocol_violations += 1,
+            CloseCode::RateLimited => self.ctx.stats.rate_limited += 1,
+            _ => {}
+        }
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        // An error means that it is closed already.
+        let _ = conn.quic.close(true, close.code.code().into(), close.reason.as_bytes());
+        self.leave(slot);
+        self.make_ready(slot);
+    }
+
+    /// The connection in `slot` is over for the canvas; QUIC may still have to say good-bye.
+    pub fn leave(&mut self, slot: u32) {
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        conn.stage = Stage::Closing;
+        if let Some(timeout) = conn.quic.timeout_instant() {
+            self.wheel.arm(slot, timeout);
+        }
+        self.update_subscription(slot);
+    }
+
+    /// Ends a connection that was counted.
+    fn remove(&mut self, slot: u32) {
+        self.ctx.stats.connections_closed += 1;
+        self.leave(slot);
+        self.discard(slot);
+    }
+
+    /// Takes the connection in `slot` out of the table.
+    pub fn discard(&mut self, slot: u32) {
+        self.wheel.disarm(slot);
+        if let Some(Conn { initial: Some(id), .. }) = self.table.remove(slot) {
+            self.table.forget_initial(&id);
+        }
+    }
+}
+
+/// QUIC's INTERNAL_ERROR (RFC 9000, section 20.1).
+const INTERNAL_ERROR: u64 = 0x01;
