@@ -41,10 +41,12 @@ die() {
     exit 1
 }
 
-# Shows a command, then runs it.
+# Shows a command, then runs it. What it prints is left out: the line says it.
 run() {
-    printf '+ %s\n' "$*"
-    "$@"
+    printf '+'
+    printf ' %q' "$@"
+    printf '\n'
+    "$@" >/dev/null
 }
 
 in_bed() {
@@ -53,7 +55,7 @@ in_bed() {
 
 # Marks what this script has made, so that it never removes another's interface that has the same name.
 mark() {
-    printf 'testbed %s' "$name"
+    printf 'testbed:%s' "$name"
 }
 
 server_exists() {
@@ -72,13 +74,15 @@ refuse_what_is_not_ours() {
         local others
         others=$(in_bed ip -o link show | awk -F': ' '{ sub(/@.*/, "", $2); print $2 }' |
             grep -vxF -e lo -e "$client" || true)
-        [[ -z $others ]] || die "namespace $name has interfaces of others (${others//$'\n'/, }); choose another --name"
+        if [[ -n $others ]]; then
+            die "namespace $name has interfaces of others (${others//$'\n'/, }); choose another --name"
+        fi
     fi
 }
 
 queues_of_server() {
-    local queues=("/sys/class/net/$server/queues/rx-"*)
-    echo "${#queues[@]}"
+    local folders=("/sys/class/net/$server/queues/rx-"*)
+    echo "${#folders[@]}"
 }
 
 up() {
@@ -86,7 +90,7 @@ up() {
         if [[ $(queues_of_server) == "$queues" ]]; then
             echo "$name is there already, with $queues queues: setting it up again"
         else
-            echo "$name is there already, with $(queues_of_server) queues in place of $queues: making it anew"
+            echo "$name is there already, but with $(queues_of_server) queues, not $queues: making it anew"
             down
         fi
     elif server_exists || namespace_exists; then
@@ -95,21 +99,19 @@ up() {
     fi
     [[ -e /proc/net/if_inet6 ]] || die "this kernel runs without IPv6; start it without ipv6.disable=1"
 
+    local taken
+    taken=$(ip -o -4 addr show to "10.99.$number.0/24" | awk -v own="$server" '$2 != own { print $2 }')
+    [[ -z $taken ]] || die "10.99.$number.0/24 is in use on this host, by $taken; choose another --name"
+
     # A half-made bed helps nobody.
-    trap 'echo "testbed: that failed; removing what was made" >&2; down' ERR
+    trap 'echo "testbed: that failed; removing what was made" >&2; down' EXIT
     if ! server_exists; then
-        local taken
-        taken=$(ip -o addr show to "10.99.$number.0/24")
-        if [[ -n $taken ]]; then
-            die "10.99.$number.0/24 is in use on this host; choose another --name: $taken"
-        fi
         local counts=(numrxqueues "$queues" numtxqueues "$queues")
         run ip netns add "$name"
         run ip link add "$server" "${counts[@]}" type veth peer name "$client" netns "$name" "${counts[@]}"
     fi
     run ip link set dev "$server" alias "$(mark)"
-    run ip netns exec "$name" ethtool -K "$client" tx off >/dev/null
-
+    run ip netns exec "$name" ethtool -K "$client" tx off
     run ip link set dev "$server" mtu 1500 up
     run ip -n "$name" link set dev lo up
     run ip -n "$name" link set dev "$client" mtu 1500 up
@@ -127,7 +129,7 @@ up() {
         [[ $attempt -lt 50 ]] || die "the link did not come up within 5 seconds; see: ip link show $server"
         sleep 0.1
     done
-    trap - ERR
+    trap - EXIT
     status
 }
 
@@ -144,7 +146,7 @@ down() {
         local processes
         processes=$(ip netns pids "$name" | tr '\n' ' ')
         if [[ -n $processes ]]; then
-            echo "testbed: still running in $name, and without a network from now on: processes $processes" >&2
+            echo "testbed: still running, from now on without a network: processes $processes" >&2
         fi
         run ip netns del "$name"
     fi
@@ -155,10 +157,13 @@ status() {
         echo "$name is down; to make it: $0 up --name $name"
         return 1
     fi
+    # Two pieces of what ip shows: the mode (xdp is native), and the program.
     local xdp
-    xdp=$(ip link show dev "$server" | grep -o 'prog/xdp.*' || echo none)
+    xdp=$(ip link show dev "$server" |
+        sed -nE 's/.* (xdp[a-z]*) qdisc .*/\1/p; s/.*prog\/xdp (id [0-9]+( name [^ ]+)?).*/\1/p' |
+        paste -sd' ')
     echo "$name is up: $(queues_of_server) queues"
-    echo "  server  $server  $server_v4  $server_v6  XDP: $xdp"
+    echo "  server  $server  $server_v4  $server_v6  XDP: ${xdp:-none}"
     echo "  client  $client  $client_v4  $client_v6  in namespace $name"
 }
 

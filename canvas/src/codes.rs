@@ -11,8 +11,8 @@ pub const PROTOCOL_VERSION: u16 = 1;
 /// UDP port that a server listens on, and a client dials, when nobody says otherwise (section 1).
 pub const DEFAULT_PORT: u16 = 4433;
 
-/// Bytes: the least `max_datagram_frame_size` that makes a peer get datagrams (section 1). With less it gets the
-/// payloads as DATAGRAM frames on the control stream.
+/// Bytes: the least `max_datagram_frame_size` that makes a peer get datagrams (section 1). With less it gets
+/// the payloads as DATAGRAM frames on the control stream.
 pub const MIN_DATAGRAM_FRAME_SIZE: u16 = 1200;
 
 /// Bytes: the longest datagram payload that a server sends (section 1). Larger ones would not fit a 1200-byte
@@ -31,7 +31,8 @@ pub const MAX_MALFORMED_DATAGRAMS: u32 = 100;
 /// Bytes: the longest token of a HELLO, whose length field is one byte (section 3).
 pub const MAX_TOKEN: usize = 255;
 
-/// Types of control frames (section 3). Below 0x40 they go from client to server, above from server to client.
+/// Types of control frames (section 3). Below 0x40 they go from client to server, above from server to
+/// client.
 pub mod frame {
     /// Client: the first frame.
     pub const HELLO: u8 = 0x01;

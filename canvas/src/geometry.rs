@@ -80,8 +80,8 @@ impl Geometry {
         (y / TILE_SIDE) as u32 * self.tiles_x() + (x / TILE_SIDE) as u32
     }
 
-    /// The position of `offset` in `tile`; `None` when no pixel of the canvas is there: a tile id or an offset
-    /// too large, or an offset of an edge tile that lies outside the canvas.
+    /// The position of `offset` in `tile`; `None` when no pixel of the canvas is there: a tile id or an
+    /// offset too large, or an offset of an edge tile that lies outside the canvas.
     pub const fn pixel(self, tile: u32, offset: u16) -> Option<(u16, u16)> {
         if tile >= self.tile_count() || offset as usize >= TILE_PIXELS {
             return None;
@@ -179,9 +179,9 @@ impl TileRect {
         (top..bottom).flat_map(move |row| (left..right).map(move |column| row * stride + column))
     }
 
-    /// Calls `visit` for each of `items` whose tile is in the rectangle. `items` must be in ascending order of
-    /// `tile_of`. Tiles beside the rectangle are jumped over by binary search, so a small view of a busy canvas
-    /// costs its rows, and a large view of a quiet one its items; neither scans the other.
+    /// Calls `visit` for each of `items` whose tile is in the rectangle. `items` must be in ascending order
+    /// of `tile_of`. Tiles beside the rectangle are jumped over by binary search, so a small view of a busy
+    /// canvas costs its rows, and a large view of a quiet one its items; neither scans the other.
     pub fn visit<T>(&self, items: &[T], tile_of: impl Fn(&T) -> u32, mut visit: impl FnMut(&T)) {
         if self.is_empty() {
             return;
@@ -294,7 +294,9 @@ mod tests {
 
         #[test]
         fn a_view_is_the_set_of_tiles_of_its_pixels(
-            (width, height) in (1u32..400, 1u32..400), x0 in 0u16..420, y0 in 0u16..420, x1 in 1u16..420, y1 in 0u16..420,
+            (width, height) in (1u32..400, 1u32..400),
+            (x0, y0) in (0u16..420, 0u16..420),
+            (x1, y1) in (1u16..420, 0u16..420),
         ) {
             let canvas = geometry(width, height);
             let view = canvas.tile_rect(x0, y0, x1, y1);

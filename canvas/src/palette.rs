@@ -34,8 +34,8 @@ impl Palette {
     }
 }
 
-/// Thirty-two colours in the manner of the public pixel canvases: from light to dark within a hue, white first, so
-/// that a new canvas, which is all zeros, is white.
+/// Thirty-two colours in the manner of the public pixel canvases: from light to dark within a hue, white
+/// first, so that a new canvas, which is all zeros, is white.
 impl Default for Palette {
     fn default() -> Self {
         Self(

@@ -1,25 +1,26 @@
-//! When a tile's version is announced in VERSIONS (section 4), so that a client learns that the last diff of a
-//! tile was lost.
+//! When a tile's version is announced in VERSIONS (section 4), so that a client learns that the last diff of
+//! a tile was lost.
 //!
-//! Owned by the canvas, which tells it of every changed tile and asks it once a tick. Its cost is that of the tiles that
-//! changed in the last seconds: the others are not on its list.
+//! Owned by the canvas, which tells it of every changed tile and asks it once a tick. Its cost is that of the
+//! tiles that changed in the last seconds: the others are not on its list.
 
 use crate::codec::TileVersion;
 
-/// Milliseconds between two VERSIONS: the protocol's "about once a second". Shorter finds losses sooner and costs every
-/// client more; longer lets a lost pixel stand.
+/// Milliseconds between two VERSIONS: the protocol's "about once a second". Shorter finds losses sooner and
+/// costs every client more; longer lets a lost pixel stand.
 const PERIOD_MS: u32 = 1000;
 
-/// VERSIONS that name a tile after its last change: the protocol's least. A client misses all of them with the cube of
-/// its loss rate; more would cost bytes for ever rarer cases.
+/// VERSIONS that name a tile after its last change: the protocol's least. A client misses all of them with
+/// the cube of its loss rate; more would cost bytes for ever rarer cases.
 const ANNOUNCEMENTS: u8 = 3;
 
 /// Which tiles changed lately, and how often each is still to be announced.
 pub(crate) struct Schedule {
     /// Ticks between two VERSIONS.
     period: u32,
-    /// Ticks without a change after which a tile is quiet: half a period. Fewer would announce a version whose diff is
-    /// still on its way, which looks like a loss to the client; more would only delay the finding of one.
+    /// Ticks without a change after which a tile is quiet: half a period. Fewer would announce a version
+    /// whose diff is still on its way, which looks like a loss to the client; more would only delay the
+    /// finding of one.
     quiet: u32,
     /// Per tile: the tick of its last change.
     changed_at: Vec<u32>,
@@ -52,7 +53,8 @@ impl Schedule {
         self.changed_at[index] = tick;
     }
 
-    /// The tiles to announce in tick `tick`, ascending, with the version that `version` tells; most ticks none.
+    /// The tiles to announce in tick `tick`, ascending, with the version that `version` tells; most ticks
+    /// none.
     pub(crate) fn due(&mut self, tick: u32, version: impl Fn(u32) -> u32) -> Vec<TileVersion> {
         if !tick.is_multiple_of(self.period) {
             return Vec::new();

@@ -1,8 +1,8 @@
 //! One tick, encoded once: the records of what changed, and how to pack a view's part of them into datagrams.
 //!
-//! The master makes a [`Tick`] and shares it by reference; nothing in it changes afterwards. Every worker packs it once
-//! for each different view of its clients. Packing is a function of the tick and the view alone, so that clients
-//! with the same view get the same bytes, on whichever worker they are.
+//! The master makes a [`Tick`] and shares it by reference; nothing in it changes afterwards. Every worker
+//! packs it once for each different view of its clients. Packing is a function of the tick and the view
+//! alone, so that clients with the same view get the same bytes, on whichever worker they are.
 
 use crate::codec::datagram::{SERVER_HEADER, diff_header, versions_header};
 use crate::codec::{Entry, TileVersion};
@@ -54,9 +54,9 @@ impl Tick {
         self.index.is_empty() && self.versions.is_empty()
     }
 
-    /// Calls `emit` with each DIFF payload, at most [`MAX_DATAGRAM_PAYLOAD`] bytes, that a client with this view
-    /// gets; not at all when nothing in view changed. Records go in order of tile and version, as many into
-    /// a payload as fit.
+    /// Calls `emit` with each DIFF payload, at most [`MAX_DATAGRAM_PAYLOAD`] bytes, that a client with this
+    /// view gets; not at all when nothing in view changed. Records go in order of tile and version, as many
+    /// into a payload as fit.
     pub fn pack_diffs(&self, view: &TileRect, mut emit: impl FnMut(&[u8])) {
         let mut payload = Payload::new(diff_header(self.number));
         view.visit(
@@ -67,8 +67,8 @@ impl Tick {
         payload.finish(&mut emit);
     }
 
-    /// Calls `emit` with each VERSIONS payload, at most [`MAX_DATAGRAM_PAYLOAD`] bytes, that a client with this
-    /// view gets; in most ticks there is none. They follow the diffs.
+    /// Calls `emit` with each VERSIONS payload, at most [`MAX_DATAGRAM_PAYLOAD`] bytes, that a client with
+    /// this view gets; in most ticks there is none. They follow the diffs.
     pub fn pack_versions(&self, view: &TileRect, mut emit: impl FnMut(&[u8])) {
         let mut payload = Payload::new(versions_header(self.number));
         view.visit(&self.versions, |entry| entry.tile, |entry| payload.put(&entry.to_wire(), &mut emit));
@@ -82,7 +82,8 @@ impl RecordAt {
     }
 }
 
-/// A payload that is being filled. On the stack: it is copied once, into whatever buffer the caller sends from.
+/// A payload that is being filled. On the stack: it is copied once, into whatever buffer the caller sends
+/// from.
 struct Payload {
     bytes: [u8; MAX_DATAGRAM_PAYLOAD],
     length: usize,

@@ -1,8 +1,8 @@
 //! The published tiles: one writer, many readers, a sequence lock for each tile.
 //!
 //! [`TileWriter`] belongs to the master's [`crate::canvas::Canvas`]; there is one, and it is not `Clone`.
-//! [`TileReader`] goes to every worker that sends images. Both share one [`Region`], so that a large canvas lies on
-//! huge pages of the master's NUMA node. It holds, in this order, each part indexed by tile id:
+//! [`TileReader`] goes to every worker that sends images. Both share one [`Region`], so that a large canvas
+//! lies on huge pages of the master's NUMA node. It holds, in this order, each part indexed by tile id:
 //!
 //! ```text
 //! pixels: tile_count x 4096 bytes | heads: tile_count x (u32 sequence, u32 version)
@@ -10,10 +10,11 @@
 //!
 //! The heads are apart from the pixels so that asking for many versions touches few cache lines.
 //!
-//! A sequence lock: the writer makes the tile's sequence number odd, writes, and makes it even again; a reader
-//! copies, and tries again if the number was odd or has changed meanwhile. The writer never waits, which is why it is not
-//! a mutex. The copy races with the writer by design, so pixels are relaxed atomics, eight to a word; the fences
-//! give the number its meaning (H. Boehm, "Can seqlocks get along with programming language memory models?", 2012).
+//! A sequence lock: the writer makes the tile's sequence number odd, writes, and makes it even again; a
+//! reader copies, and tries again if the number was odd or has changed meanwhile. The writer never waits,
+//! which is why it is not a mutex. The copy races with the writer by design, so pixels are relaxed atomics,
+//! eight to a word; the fences give the number its meaning (H. Boehm, "Can seqlocks get along with
+//! programming language memory models?", 2012).
 
 use crate::geometry::{Geometry, TILE_PIXELS};
 use hugepages::Region;
@@ -29,9 +30,12 @@ const WORD: usize = size_of::<u64>();
 /// Atomic words of a tile.
 const TILE_WORDS: usize = TILE_PIXELS / WORD;
 
-/// Failed attempts of a reader before it gives its core away. A write takes well under a microsecond, so more than a few
-/// failures mean that the writer was preempted, on a machine where it shares its core. Larger burns the
-/// time that the writer waits for; smaller makes a system call where a pause would do.
+/// Atomic words whose pixels have their bits in one word of a mask of changes.
+const MASK_WORDS: usize = u64::BITS as usize / WORD;
+
+/// Failed attempts of a reader before it gives its core away. A write takes well under a microsecond, so more
+/// than a few failures mean that the writer was preempted, on a machine where it shares its core. Larger
+/// burns the time that the writer waits for; smaller makes a system call where a pause would do.
 const ATTEMPTS_BEFORE_YIELD: u32 = 64;
 
 /// A region that cannot hold the tiles of a canvas.
@@ -47,8 +51,8 @@ pub struct TooSmall {
 /// Sequence and version of one tile.
 #[repr(C)]
 struct Head {
-    /// Even: at rest; odd: being written. Half of it counts the publications. A reader would be fooled if, during
-    /// one copy, there were exactly 2^31 of them: three years at 20 a second.
+    /// Even: at rest; odd: being written. Half of it counts the publications. A reader would be fooled if,
+    /// during one copy, there were exactly 2^31 of them: three years at 20 a second.
     sequence: AtomicU32,
     version: AtomicU32,
 }
@@ -80,17 +84,17 @@ pub fn create(geometry: Geometry, region: Region) -> Result<(TileWriter, TileRea
 impl Shared {
     fn pixels(&self, tile: u32) -> &[AtomicU64; TILE_WORDS] {
         assert!(tile < self.geometry.tile_count(), "no tile {tile}");
-        // SAFETY: `create` checked that the region has `tile_count` arrays of TILE_PIXELS bytes at its start, aligned to
-        // u64; any bytes are valid in them. The region lives as long as `self`, and nobody but this module, which
-        // makes only shared references to atomics of it, knows of it.
+        // SAFETY: `create` checked that the region has `tile_count` arrays of TILE_PIXELS bytes at its start,
+        // aligned to u64; any bytes are valid in them. The region lives as long as `self`, and nobody but
+        // this module, which makes only shared references to atomics of it, knows of it.
         unsafe { self.region.as_ptr().cast::<[AtomicU64; TILE_WORDS]>().add(tile as usize).as_ref() }
     }
 
     fn head(&self, tile: u32) -> &Head {
         let tiles = self.geometry.tile_count();
         assert!(tile < tiles, "no tile {tile}");
-        // SAFETY: as in `pixels`; the heads follow the arrays, whose length is a multiple of a head's alignment, and
-        // `bytes_needed` counts one for each tile.
+        // SAFETY: as in `pixels`; the heads follow the arrays, whose length is a multiple of a head's
+        // alignment, and `bytes_needed` counts one for each tile.
         unsafe {
             let heads = self.region.as_ptr().add(tiles as usize * TILE_PIXELS).cast::<Head>();
             heads.add(tile as usize).as_ref()
@@ -119,8 +123,8 @@ impl TileWriter {
         self.shared.head(tile).version.load(Ordering::Relaxed)
     }
 
-    /// Gives `tile` the `version`, and to every pixel whose bit in `changed` is set its colour in `colours`. Bit
-    /// `i % 64` of word `i / 64` stands for offset `i`. Readers see all of it or nothing.
+    /// Gives `tile` the `version`, and to every pixel whose bit in `changed` is set its colour in `colours`.
+    /// Bit `i % 64` of word `i / 64` stands for offset `i`. Readers see all of it or nothing.
     ///
     /// # Panics
     /// When the canvas has no such tile.
@@ -131,7 +135,7 @@ impl TileWriter {
         // A reader that sees any of the stores below, and fences after it, sees the odd number too.
         fence(Ordering::Release);
         head.version.store(version, Ordering::Relaxed);
-        let words = self.shared.pixels(tile).as_chunks::<WORD>().0.iter();
+        let words = self.shared.pixels(tile).as_chunks::<MASK_WORDS>().0.iter();
         for ((words, changed), colours) in words.zip(changed).zip(colours.as_chunks::<64>().0) {
             if *changed == 0 {
                 continue;
@@ -179,8 +183,8 @@ impl TileReader {
         self.shared.head(tile).version.load(Ordering::Acquire)
     }
 
-    /// True when nothing was ever published for `tile`: it is all zeros at version 0, and a snapshot leaves it out.
-    /// (A version of 0 is not enough to tell: versions wrap.)
+    /// True when nothing was ever published for `tile`: it is all zeros at version 0, and a snapshot leaves
+    /// it out. (A version of 0 is not enough to tell: versions wrap.)
     ///
     /// # Panics
     /// When the canvas has no such tile.
@@ -203,7 +207,8 @@ impl TileReader {
                 for (copy, word) in pixels.as_chunks_mut::<WORD>().0.iter_mut().zip(words) {
                     *copy = word.load(Ordering::Relaxed).to_ne_bytes();
                 }
-                // If a load above met a newer store, the load below meets that store's odd number, or a later one.
+                // If a load above met a newer store, the load below meets that store's odd number, or a later
+                // one.
                 fence(Ordering::Acquire);
                 if head.sequence.load(Ordering::Relaxed) == before {
                     return version;
@@ -285,11 +290,11 @@ pub(crate) mod tests {
         assert!(!reader.is_untouched(0));
     }
 
-    /// Each publication fills the tile with a function of its version; a reader that sees a mixture has seen a
-    /// torn tile.
+    /// Each publication fills the tile with a function of its version; a reader that sees a mixture has seen
+    /// a torn tile.
     #[test]
     fn no_reader_sees_a_torn_tile() {
-        const PUBLICATIONS: u32 = 40_000;
+        const PUBLICATIONS: u32 = 20_000;
         let (mut writer, reader) = tiles(128, 64, 0);
         let done = AtomicBool::new(false);
         let colour = |tile: u32, version: u32| (version.wrapping_mul(31) ^ tile) as u8;

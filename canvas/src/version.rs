@@ -1,7 +1,7 @@
 //! Serial-number arithmetic of tile versions (RFC 1982 with 32 bits).
 //!
-//! Versions wrap, so "newer" means: less than half the number circle ahead. Two versions exactly half the circle
-//! apart have no order; both are then "not newer", so that nobody replaces what he has on a coin toss.
+//! Versions wrap, so "newer" means: less than half the number circle ahead. Two versions exactly half the
+//! circle apart have no order; both are then "not newer", so that nobody replaces what he has on a coin toss.
 
 /// True when `a` is newer than `b`.
 pub const fn newer(a: u32, b: u32) -> bool {

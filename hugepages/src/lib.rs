@@ -18,8 +18,9 @@
 //! packet path. Faulted in by `madvise`, it is an error, and the next rung's turn.
 //!
 //! The memory belongs to the [`Region`] and goes back to the kernel when that is dropped. Any thread may own
-//! or share one. Mapping takes from microseconds (plain, untouched) to about 0.1 ms per MiB (faulted in,
-//! zeroed by the kernel), so it is done at start or, by the slab, one chunk at a time.
+//! or share one. Mapping takes microseconds if nothing is faulted in; else the kernel zeroes it all, at about
+//! 0.1 ms per MiB on huge pages and 0.5 ms on plain ones. So it is done at start or, by the slab, one chunk
+//! at a time.
 //!
 //! Linux only. Kernel 5.14 (`MADV_POPULATE_WRITE`) for explicit huge pages and pre-faulting; older ones, and
 //! sandboxes that imitate them, get plain or transparent pages, faulted on first touch.

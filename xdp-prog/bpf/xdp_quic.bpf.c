@@ -57,7 +57,7 @@ struct vlan_tag {
 
 #define IP_FRAGMENT_MASK 0x3fff /* more-fragments bit and 13 bits of offset; without don't-fragment */
 
-/* UDP port, network byte order. Constant from load on, so the verifier and JIT see a literal. */
+/* UDP port, network byte order. User space sets it before it loads the object; constant from then on. */
 const volatile __be16 port_be;
 
 /* Read by nobody: a global of this type is what puts the enumeration into the object's type information. */

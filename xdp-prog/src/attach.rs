@@ -32,8 +32,22 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Attaches `program`; dropping the descriptor returned detaches it.
-pub(crate) fn link(program: BorrowedFd<'_>, ifindex: u32, mode: Mode) -> Result<OwnedFd, Error> {
+/// An attachment; dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Link(OwnedFd);
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Closing the descriptor would do, were it the only one. While another thread starts a process, that
+        // has a copy until it executes its program, and the interface would be busy for so long.
+        // SAFETY: takes an open descriptor and no pointers.
+        unsafe { libbpf_sys::bpf_link_detach(self.0.as_raw_fd()) };
+        // It fails when the interface is gone already, and the attachment with it.
+    }
+}
+
+/// Attaches `program` to the interface.
+pub(crate) fn link(program: BorrowedFd<'_>, ifindex: u32, mode: Mode) -> Result<Link, Error> {
     // The kernel answers the same EINVAL for a missing interface and for a missing feature.
     let interface = name(ifindex).ok_or(Error::NoSuchInterface { ifindex })?;
     let options = libbpf_sys::bpf_link_create_opts {
@@ -54,7 +68,7 @@ pub(crate) fn link(program: BorrowedFd<'_>, ifindex: u32, mode: Mode) -> Result<
         return Err(explain(program, ifindex, interface, mode, source));
     }
     // SAFETY: the kernel has just made this descriptor for us, and nothing else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(created) })
+    Ok(Link(unsafe { OwnedFd::from_raw_fd(created) }))
 }
 
 fn name(ifindex: u32) -> Option<String> {

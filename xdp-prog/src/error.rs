@@ -33,8 +33,11 @@ pub enum Error {
     )]
     KernelTooOld,
     /// The kernel refused the program for another reason.
-    #[error("cannot load the XDP program: {source}{}{}", if messages.is_empty() { "" } else { "\n" },
-            messages.trim_end())]
+    #[error(
+        "cannot load the XDP program: {source}{}{}",
+        if messages.is_empty() { "" } else { "\n" },
+        messages.trim_end()
+    )]
     Load {
         /// What libbpf reports.
         source: libbpf_rs::Error,

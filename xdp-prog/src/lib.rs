@@ -67,7 +67,7 @@ pub struct XdpProgram {
     addresses: MapHandle,
     counters: MapHandle,
     /// The only thing that keeps the program on the interface.
-    link: Option<OwnedFd>,
+    link: Option<attach::Link>,
 }
 
 impl XdpProgram {

@@ -1,12 +1,13 @@
 //! Datagram payloads (section 4): PAINT from clients, DIFF and VERSIONS from the server.
 //!
-//! Decoding checks a payload from end to end before it hands out anything, so that a receiver never acts on the first
-//! half of a broken one; what it hands out then iterates without errors. Whether tiles and offsets lie on the
-//! canvas is for the receiver, who knows its size.
+//! Decoding checks a payload from end to end before it hands out anything, so that a receiver never acts on
+//! the first half of a broken one; what it hands out then iterates without errors. Whether tiles and offsets
+//! lie on the canvas is for the receiver, who knows its size.
 //!
-//! Decided here where the page leaves it open: the flags bytes, named as 0, are not looked at when they come in,
-//! so that a later revision can give them a meaning; a DIFF or VERSIONS with no entry, and a record with
-//! no change, are valid; the server's types are unknown ones when a client sends them, and the other way round.
+//! Decided here where the page leaves it open: the flags bytes, named as 0, are not looked at when they come
+//! in, so that a later revision can give them a meaning; a DIFF or VERSIONS with no entry, and a record with
+//! no change, are valid; the server's types are unknown ones when a client sends them, and the other way
+//! round.
 
 use super::{Change, Entries, EntriesIter, Entry, Fields, Pixels, TileVersion, TileVersions};
 use crate::codes::{MAX_DATAGRAM_PAYLOAD, MAX_PAINT_PIXELS, datagram};
@@ -347,7 +348,8 @@ impl Iterator for ChangesIter<'_> {
 
 impl ExactSizeIterator for ChangesIter<'_> {}
 
-/// Appends to `out` the record that leads `tile` to `version`, in the shorter of the two encodings, the list on a tie.
+/// Appends to `out` the record that leads `tile` to `version`, in the shorter of the two encodings, the list
+/// on a tie.
 ///
 /// `changes` must be in ascending order of offset, each offset once.
 ///

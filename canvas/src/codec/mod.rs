@@ -1,9 +1,9 @@
 //! canvas/1 on the wire: control frames, datagrams and tile streams, encoded and decoded, both directions.
 //!
-//! Decoders borrow from the bytes that they are given and allocate nothing; lists stay in wire form and are read
-//! entry by entry. Everything that can be wrong with the bytes is an error value with its cause, never a panic.
-//! Encoders append to the caller's buffer. What the bytes mean to a canvas (is the tile there, does the version
-//! follow) is not decided here.
+//! Decoders borrow from the bytes that they are given and allocate nothing; lists stay in wire form and are
+//! read entry by entry. Everything that can be wrong with the bytes is an error value with its cause, never a
+//! panic. Encoders append to the caller's buffer. What the bytes mean to a canvas (is the tile there, does
+//! the version follow) is not decided here.
 
 pub mod control;
 pub mod datagram;
@@ -41,7 +41,8 @@ impl Entry<5> for Pixel {
     }
 }
 
-/// A tile and a version of it: in REPAIR the one that the client has, in VERSIONS the one that the server has.
+/// A tile and a version of it: in REPAIR the one that the client has, in VERSIONS the one that the server
+/// has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TileVersion {
     /// Tile id; from the wire not checked against the canvas.

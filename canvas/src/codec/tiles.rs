@@ -1,7 +1,7 @@
 //! Tile images on unidirectional streams (section 4): `u8 kind | u8 reason`, then images up to the end.
 //!
-//! The encoder belongs to whoever sends (a worker has one, and its buffers); the decoder belongs to one stream. A
-//! decoder holds at most one image's header and body, whatever the sender announces.
+//! The encoder belongs to whoever sends (a worker has one, and its buffers); the decoder belongs to one
+//! stream. A decoder holds at most one image's header and body, whatever the sender announces.
 
 use crate::codes::stream;
 use crate::geometry::TILE_PIXELS;
@@ -14,9 +14,10 @@ pub const STREAM_HEADER: usize = 2;
 /// Bytes ahead of the body of an image: tile, version, encoding, length.
 pub const IMAGE_HEADER: usize = 13;
 
-/// Bytes: the longest DEFLATE body that a decoder accepts. Sensible senders stay below 4096, where raw is shorter; fixed
-/// Huffman codes of 9 bits, the longest for a literal, make 4608 of a tile, and the rest is room for stored
-/// blocks. More lets a sender take more memory; less refuses lawful bodies of simple encoders.
+/// Bytes: the longest DEFLATE body that a decoder accepts. Sensible senders stay below 4096, where raw is
+/// shorter; fixed Huffman codes of 9 bits, the longest for a literal, make 4608 of a tile, and the rest is
+/// room for stored blocks. More lets a sender take more memory; less refuses lawful bodies of simple
+/// encoders.
 pub const MAX_DEFLATE: u32 = 5120;
 
 /// Bytes: the most that [`ImageEncoder::encode`] appends for an image.
@@ -26,8 +27,9 @@ const ENCODING_RAW: u8 = 0;
 const ENCODING_UNIFORM: u8 = 1;
 const ENCODING_DEFLATE: u8 = 2;
 
-/// Window of the encoder's DEFLATE, in bits: 4096 bytes, the length of a tile. A larger one only costs memory, a
-/// smaller one misses repetitions.
+/// Window of DEFLATE, in bits: 4096 bytes, the length of a tile, so that no match reaches further back. A
+/// larger one only costs memory, 28 KB more for each decoder; a smaller one misses repetitions, and refuses
+/// those of others.
 const WINDOW_BITS: u8 = 12;
 
 /// What a stream of images answers.
@@ -158,7 +160,7 @@ impl Default for TilesDecoder {
         Self {
             reason: None,
             partial: Vec::new(),
-            inflate: Decompress::new(false),
+            inflate: Decompress::new_with_window_bits(false, WINDOW_BITS),
             failed: None,
             image: Box::new(Image { tile: 0, version: 0, pixels: [0; TILE_PIXELS] }),
         }

@@ -1,11 +1,12 @@
 //! A client's copy of the canvas: kept current from DIFF and VERSIONS datagrams and tile images, in whatever
 //! order they come, and knowing what to ask for again (section 4).
 //!
-//! The owner of the connection owns the mirror. It passes in every server datagram and every image, tells of the end of
-//! the snapshot and of the VIEWs that it sends, and from time to time takes the tiles that are to be repaired and
-//! sends them in a REPAIR. The mirror keeps no reference to anything that it is given, reads no clock, and bounds what it
-//! keeps: the tiles, allocated when something but zeros is known of them, and the records that wait for an image
-//! ([`MirrorOptions::kept_bytes`]; what does not fit is lost, noticed, and repaired like a lost datagram).
+//! The owner of the connection owns the mirror. It passes in every server datagram and every image, tells of
+//! the end of the snapshot and of the VIEWs that it sends, and from time to time takes the tiles that are to
+//! be repaired and sends them in a REPAIR. The mirror keeps no reference to anything that it is given, reads
+//! no clock, and bounds what it keeps: the tiles, allocated when something but zeros is known of them, and
+//! the records that wait for an image ([`MirrorOptions::kept_bytes`]; what does not fit is lost, noticed, and
+//! repaired like a lost datagram).
 //!
 //! ```text
 //! on_diff, on_versions ----> tiles <---- on_image, on_snapshot_end, set_view
@@ -14,6 +15,11 @@
 //! ```
 
 mod tile;
+
+#[cfg(test)]
+mod convergence;
+#[cfg(test)]
+mod tests;
 
 use crate::codec::datagram::{DatagramError, Records, ServerDatagram};
 use crate::codec::tiles::{Image, TilesReason};
@@ -36,8 +42,8 @@ static ZEROS: [u8; TILE_PIXELS] = [0; TILE_PIXELS];
 /// How a mirror starts, and its bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MirrorOptions {
-    /// The HELLO had [`crate::codes::HELLO_SNAPSHOT`]: every tile is awaited until the snapshot has ended. Otherwise a
-    /// tile starts from its image if a VIEW asks for one, else from the first record of it.
+    /// The HELLO had [`crate::codes::HELLO_SNAPSHOT`]: every tile is awaited until the snapshot has ended.
+    /// Otherwise a tile starts from its image if a VIEW asks for one, else from the first record of it.
     pub snapshot: bool,
     /// Bytes of records kept for tiles whose image is awaited. More spares repairs to a client that waits
     /// long for its snapshot of a busy canvas; less bounds its memory more tightly.
@@ -45,8 +51,8 @@ pub struct MirrorOptions {
 }
 
 impl Default for MirrorOptions {
-    /// With the snapshot; 8 MiB of kept records: about two seconds of all diffs of a canvas that changes 60,000 pixels
-    /// in each of 20 ticks a second.
+    /// With the snapshot; 8 MiB of kept records: well over a second of the diffs of a whole canvas that
+    /// changes 60,000 pixels in each of 20 ticks a second.
     fn default() -> Self {
         Self { snapshot: true, kept_bytes: 8 << 20 }
     }
@@ -123,7 +129,8 @@ pub struct Mirror {
     tiles: Vec<Tile>,
     /// The tiles that diffs are of.
     view: TileRect,
-    /// The tiles that came into view as far as images go: all with the snapshot, none without, before the first VIEW.
+    /// The tiles that came into view as far as images go: all with the snapshot, none without, before the
+    /// first VIEW.
     imaged: TileRect,
     snapshot_pending: bool,
     /// Bytes of [`MirrorOptions::kept_bytes`] that are free.
@@ -160,9 +167,9 @@ impl Mirror {
         }
     }
 
-    /// The records of a DIFF came. Calls `seen` with tile and change for every changed pixel of every record in view
-    /// that is news, once, when the record comes: a painter finds its confirmations there. The mirror may
-    /// already show a newer colour at that place.
+    /// The records of a DIFF came. Calls `seen` with tile and change for every changed pixel of every record
+    /// in view that is news, once, when the record comes: a painter finds its confirmations there. The mirror
+    /// may already show a newer colour at that place.
     ///
     /// # Errors
     /// When a record names a tile or pixel that the canvas does not have. Records before it were applied.
@@ -217,24 +224,31 @@ impl Mirror {
         let outside = (0..).zip(pixels).filter(|(_, pixel)| **pixel != 0);
         self.check_changes(tile, outside.map(|(offset, pixel)| Change { offset, colour: *pixel }))?;
         let from_snapshot = reason == TilesReason::Snapshot;
-        let fate = self.tiles[tile as usize].image(from_snapshot, version, pixels, &mut self.room);
-        self.took_image(tile, fate);
+        match self.tiles[tile as usize].image(from_snapshot, version, pixels, &mut self.room) {
+            ImageFate::Old => self.counters.images_old += 1,
+            ImageFate::Taken { gaps } => {
+                self.counters.images_taken += 1;
+                self.counters.gaps += gaps;
+                self.list_for_repair(tile);
+            }
+        }
         Ok(())
     }
 
-    /// The snapshot's stream ended in good order: tiles of which it had no image are at version 0. The ends of
-    /// other streams mean nothing.
+    /// The snapshot's stream ended in good order: tiles of which it had no image are at version 0. The ends
+    /// of other streams mean nothing.
     pub fn on_snapshot_end(&mut self) {
         self.snapshot_pending = false;
         for tile in 0..self.geometry.tile_count() {
-            if let Some(fate) = self.tiles[tile as usize].snapshot_ended(&mut self.room) {
-                self.took_image(tile, fate);
+            if let Some(gaps) = self.tiles[tile as usize].snapshot_ended(&mut self.room) {
+                self.counters.gaps += gaps;
+                self.list_for_repair(tile);
             }
         }
     }
 
-    /// A VIEW is being sent: [`Geometry::tile_rect`] of its corners. From here on images of the tiles that come into view
-    /// are awaited, and records of tiles that are not in view are passed over.
+    /// A VIEW is being sent: [`Geometry::tile_rect`] of its corners. From here on images of the tiles that
+    /// come into view are awaited, and records of tiles that are not in view are passed over.
     pub fn set_view(&mut self, view: TileRect) {
         for tile in self.view.iter().filter(|tile| !view.contains(*tile)) {
             self.tiles[tile as usize].leave_view(&mut self.room);
@@ -245,11 +259,11 @@ impl Mirror {
         (self.view, self.imaged) = (view, view);
     }
 
-    /// Appends to `out` the tiles to name in a REPAIR now, [`MAX_REPAIRS`] at most, and counts on their being sent: their
-    /// images are awaited. A tile comes up no more often than every [`REPAIR_INTERVAL_MS`].
+    /// Appends to `out` the tiles to name in a REPAIR now, [`MAX_REPAIRS`] at most, and counts on their being
+    /// sent: their images are awaited. A tile comes up no more often than every [`REPAIR_INTERVAL_MS`].
     ///
-    /// `now_ms` is any clock that never goes back. Cheap when there is nothing to repair; call it a few times a
-    /// second.
+    /// `now_ms` is any clock that never goes back. Cheap when there is nothing to repair; call it a few times
+    /// a second.
     pub fn repairs_due(&mut self, now_ms: u64, out: &mut Vec<TileVersion>) {
         let Self { to_repair, tiles, view, counters, .. } = self;
         let full = out.len() + MAX_REPAIRS;
@@ -284,8 +298,8 @@ impl Mirror {
         &self.counters
     }
 
-    /// True when no image is awaited and no tile in view is known to need one. (More records may be lost than the
-    /// mirror has heard of; a few seconds of quiet let VERSIONS tell.)
+    /// True when no image is awaited and no tile in view is known to need one. (More records may be lost than
+    /// the mirror has heard of; a few seconds of quiet let VERSIONS tell.)
     pub fn is_settled(&self) -> bool {
         !self.snapshot_pending
             && self.view.iter().all(|tile| {
@@ -294,8 +308,8 @@ impl Mirror {
             })
     }
 
-    /// The pixels of a tile as they are shown, and the version that they are of; `None` when nothing is known of the
-    /// tile. While an image is awaited, or a repair is due, changes may be missing from them.
+    /// The pixels of a tile as they are shown, and the version that they are of; `None` when nothing is known
+    /// of the tile. While an image is awaited, or a repair is due, changes may be missing from them.
     ///
     /// # Panics
     /// When the canvas has no such tile.
@@ -324,7 +338,8 @@ impl Mirror {
         rows
     }
 
-    /// The first tile in `view` that is not equal, in pixels, in the two mirrors, which must be of one canvas.
+    /// The first tile in `view` that is not equal, in pixels, in the two mirrors, which must be of one
+    /// canvas.
     pub fn first_difference(&self, other: &Mirror, view: &TileRect) -> Option<Difference> {
         view.iter().find_map(|tile| {
             let ((ours, our_version), (theirs, their_version)) = (self.tile(tile), other.tile(tile));
@@ -338,8 +353,8 @@ impl Mirror {
         })
     }
 
-    /// Refuses a tile that the canvas does not have, and changes outside it. Only edge tiles need their changes
-    /// looked at.
+    /// Refuses a tile that the canvas does not have, and changes outside it. Only edge tiles need their
+    /// changes looked at.
     fn check_changes(&self, tile: u32, mut changes: impl Iterator<Item = Change>) -> Result<(), MirrorError> {
         match self.geometry.tile_extent(tile) {
             (0, 0) => Err(MirrorError::NoSuchTile(tile)),
@@ -352,17 +367,6 @@ impl Mirror {
                     Some(Change { offset, .. }) => Err(MirrorError::NoSuchPixel { tile, offset }),
                     None => Ok(()),
                 }
-            }
-        }
-    }
-
-    fn took_image(&mut self, tile: u32, fate: ImageFate) {
-        match fate {
-            ImageFate::Old => self.counters.images_old += 1,
-            ImageFate::Taken { gaps } => {
-                self.counters.images_taken += 1;
-                self.counters.gaps += gaps;
-                self.list_for_repair(tile);
             }
         }
     }

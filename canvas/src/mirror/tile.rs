@@ -2,9 +2,10 @@
 //!
 //! A tile is in one of three states:
 //! - **fresh**: nothing was asked for and nothing seen; the first record starts it;
-//! - **awaited**: an image was asked for. Records that come are shown at once, but also kept, because the image that
-//!   replaces the tile may be older than they are. A hole between them means nothing yet;
-//! - **held**: the tile follows its records. One that skips a version leaves a hole, which only an image mends.
+//! - **awaited**: an image was asked for. Records that come are shown at once, but also kept, because the
+//!   image that replaces the tile may be older than they are. A hole between them means nothing yet;
+//! - **held**: the tile follows its records. One that skips a version leaves a hole, which only an image
+//!   mends.
 
 use crate::codec::Change;
 use crate::geometry::TILE_PIXELS;
@@ -45,14 +46,15 @@ pub(super) struct Tile {
     version: Option<u32>,
     /// A record was shown whose predecessor was not.
     hole: bool,
-    /// The newest version that a record or a VERSIONS told of. Kept apart from `version`, because what is heard
-    /// while the tile is awaited must not be forgotten when the image turns out to be older.
+    /// The newest version that a record or a VERSIONS told of. Kept apart from `version`, because what is
+    /// heard while the tile is awaited must not be forgotten when the image turns out to be older.
     heard: Option<u32>,
     /// The snapshot may bring an image, and its end will tell.
     awaits_snapshot: bool,
     /// An image was asked for by VIEW or REPAIR.
     awaits_image: bool,
-    /// The version named in the REPAIR that is under way. The answer is at least as new, so older images are not it.
+    /// The version named in the REPAIR that is under way. The answer is at least as new, so older images are
+    /// not it.
     repair_of: Option<u32>,
     /// When the last REPAIR was sent.
     pub(super) asked_ms: Option<u64>,
@@ -157,11 +159,12 @@ impl Tile {
                 return ImageFate::Old;
             }
         }
-        self.replace(version, Some(pixels), room)
+        ImageFate::Taken { gaps: self.replace(version, Some(pixels), room) }
     }
 
-    /// The snapshot ended without an image of the tile, if it is still awaited from there: it is at version 0.
-    pub(super) fn snapshot_ended(&mut self, room: &mut usize) -> Option<ImageFate> {
+    /// The snapshot ended. If it had no image of the tile, and none is awaited from elsewhere, the tile is at
+    /// version 0, with the kept records on top; returns the gaps between them.
+    pub(super) fn snapshot_ended(&mut self, room: &mut usize) -> Option<u64> {
         if !std::mem::take(&mut self.awaits_snapshot) || self.awaits_image {
             return None;
         }
@@ -196,8 +199,9 @@ impl Tile {
         self.version
     }
 
-    /// Puts an image in place of the tile, then the kept records that are newer.
-    fn replace(&mut self, version: u32, pixels: Option<&[u8; TILE_PIXELS]>, room: &mut usize) -> ImageFate {
+    /// Puts an image in place of the tile, then the kept records that are newer; returns the gaps between
+    /// them.
+    fn replace(&mut self, version: u32, pixels: Option<&[u8; TILE_PIXELS]>, room: &mut usize) -> u64 {
         match (&mut self.pixels, pixels) {
             (Some(shown), Some(pixels)) => **shown = *pixels,
             (shown, pixels) => *shown = pixels.map(|pixels| Box::new(*pixels)),
@@ -219,7 +223,7 @@ impl Tile {
             self.repair_of = None;
             self.drop_kept(room);
         }
-        ImageFate::Taken { gaps }
+        gaps
     }
 
     fn show(&mut self, version: u32, changes: impl Iterator<Item = Change>) {

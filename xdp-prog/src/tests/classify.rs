@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
 
 use super::frames::{self, NETWORK, SERVICE_VLAN, UDP_V4, UDP_V6, VLAN};
 use super::xsk::Xsk;
@@ -103,7 +104,7 @@ fn ours() -> Vec<(&'static str, Vec<u8>)> {
 
 /// Every kind of frame that the program leaves to the kernel.
 fn others() -> Vec<(&'static str, Vec<u8>, Counters)> {
-    let [far_v4, far_v6] = [[10, 0, 0, 9], [0; 4]];
+    let another_v4 = [10, 0, 0, 9];
     let mut another_v6 = frames::SERVER_V6;
     another_v6[15] = 9;
     let mut mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
@@ -167,9 +168,9 @@ fn others() -> Vec<(&'static str, Vec<u8>, Counters)> {
         ),
         ("another port, IPv6", frames::ipv6_to(frames::SERVER_V6, 443), OTHER_PORT),
         ("another port in a VLAN", frames::tagged(frames::ipv4_to(frames::SERVER_V4, 443), VLAN), OTHER_PORT),
-        ("another address and another port", frames::ipv4_to(far_v4, 443), OTHER_PORT),
-        ("another address", frames::ipv4_to(far_v4, PORT), OTHER_ADDRESS),
-        ("the unspecified address", frames::ipv4_to(far_v6, PORT), OTHER_ADDRESS),
+        ("another address and another port", frames::ipv4_to(another_v4, 443), OTHER_PORT),
+        ("another address", frames::ipv4_to(another_v4, PORT), OTHER_ADDRESS),
+        ("the unspecified address", frames::ipv4_to([0; 4], PORT), OTHER_ADDRESS),
         ("another address, IPv6", frames::ipv6_to(another_v6, PORT), OTHER_ADDRESS),
         ("our IPv4 address mapped into IPv6", frames::ipv6_to(mapped, PORT), OTHER_ADDRESS),
         ("IPv4 multicast in a unicast frame", frames::ipv4_to([224, 0, 0, 1], PORT), OTHER_ADDRESS),
@@ -242,8 +243,12 @@ fn with_a_socket_ours_are_redirected_and_all_others_passed() {
             assert_eq!(run(&program, &frame), (PASS, counted), "{name}");
         }
         drop(xsk);
-        // The kernel takes a closed socket out of the map.
-        assert_eq!(run(&program, &frames::ipv4()), (PASS, NO_SOCKET));
+        // The kernel takes a closed socket out of the map; not quite at once, if another test is just
+        // starting a process, which has a copy of the descriptor until it executes its program.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while run(&program, &frames::ipv4()) != (PASS, NO_SOCKET) {
+            assert!(Instant::now() < deadline, "the closed socket is still in the map");
+        }
     });
 }
 

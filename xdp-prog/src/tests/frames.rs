@@ -52,7 +52,7 @@ pub fn ipv6_to(address: [u8; 16], port: u16) -> Vec<u8> {
     udp(to, CLIENT_PORT, port)
 }
 
-/// A good IPv4 packet with a timestamp-free, 4-byte option field (three no-operations and an end).
+/// The good IPv4 packet with 4 bytes of options: three no-operations and the end of the list.
 pub fn ipv4_with_options() -> Vec<u8> {
     with_ipv4_header(|header| header.options = Ipv4Options::from([1, 1, 1, 0]))
 }
@@ -80,7 +80,7 @@ pub fn ipv6_with_extension(next: u8) -> Vec<u8> {
     frame[NETWORK + 6] = next;
     let length = (frame.len() - UDP_V6 + 8) as u16;
     frame[NETWORK + 4..NETWORK + 6].copy_from_slice(&length.to_be_bytes());
-    // UDP follows, no more bytes than the 8; the rest is padding (PadN) or zero fields.
+    // UDP follows; no more bytes than the 8; 4 bytes of padding (PadN), where the type has options.
     frame.splice(UDP_V6..UDP_V6, [17, 0, 1, 4, 0, 0, 0, 0]);
     frame
 }
@@ -109,7 +109,7 @@ pub fn tcp_v4() -> Vec<u8> {
     frame
 }
 
-/// A frame of another EtherType (or, up to 1500, length), filled with 0x45: that alone must not look like IP.
+/// A frame of another EtherType (or, up to 1500, length). Its content begins as an IPv4 header does.
 pub fn other(ethertype: u16) -> Vec<u8> {
     let ether_type = etherparse::EtherType(ethertype);
     let header = Ethernet2Header { source: CLIENT_MAC, destination: SERVER_MAC, ether_type };

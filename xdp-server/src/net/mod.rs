@@ -17,6 +17,10 @@
 //! Nothing here allocates, blocks (but for `wait`) or panics on any input. Bad packets are counted by cause in
 //! [`IoCounters`].
 
+pub mod sim;
+mod sleep;
+pub mod socket;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;

@@ -157,6 +157,10 @@ impl Session {
         ctx: &mut Context,
         now: Instant,
     ) -> Result<Option<Duration>, Close> {
+        // Control frames first: WELCOME tells the client what the images are of.
+        if !self.outbox.is_empty() && self.outbox.flush(quic).is_err() {
+            return Err(Close::violation("control stream stopped"));
+        }
         let mut again = None;
         if !self.images.is_idle() {
             match self.images.pump(quic, ctx, &mut self.budget, now) {
@@ -164,9 +168,6 @@ impl Session {
                 Ok(Pumped::Done | Pumped::Blocked) => {}
                 Err(_) => return Err(Close::violation("tile stream failed")),
             }
-        }
-        if !self.outbox.is_empty() && self.outbox.flush(quic).is_err() {
-            return Err(Close::violation("control stream stopped"));
         }
         if self.paused && !self.is_crowded() {
             self.paused = false;

@@ -306,7 +306,6 @@ impl<I: PacketIo> Worker<I> {
         stats.rx_kernel_drops = io.rx_kernel_drops;
         stats.fill_ring_empty = io.fill_ring_empty;
         stats.invalid_descriptors = io.invalid_descriptors;
-        stats.connections = u64::from(core.table.len());
         stats.subscribers = core.fanout.len() as u64;
         core.ctx.link.shared.workers[core.index].publish(&core.ctx.stats);
     }

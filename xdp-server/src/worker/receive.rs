@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// Replies without a connection that may wait for transmission: they answer strangers, and are the first to be dropped.
 const STATELESS_QUEUE: usize = 64;
 
+/// Connection IDs that a client has besides the one in use. One lets it move; each more is some 100 bytes a connection.
+const SPARE_IDS: usize = 1;
+
 /// A handshake that takes longer is given up. QUIC retransmits after 1, 2 and 4 seconds: this outlasts the third loss.
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -174,11 +177,13 @@ impl Core {
             return;
         };
         self.table.remember_initial(id, slot);
+        self.ctx.stats.connections = self.table.len().into();
+        let dropped = self.ctx.stats.drop_quic;
         self.deliver(slot, path, packet, now);
         let Some(conn) = self.table.get_mut(slot) else { return };
         if conn.quic.stats().recv == 0 {
             // Not one packet in it was authentic: not an Initial of that connection ID.
-            self.ctx.stats.drop_quic += 1;
+            self.ctx.stats.drop_quic = dropped + 1;
             self.discard(slot);
             return;
         }
@@ -199,7 +204,9 @@ impl Core {
         }
         if elsewhere || conn.paths.has_other() {
             follow_path_events(conn);
+            self.supply_ids(slot);
         }
+        let Some(conn) = self.table.get_mut(slot) else { return };
         match conn.stage {
             Stage::Open => {}
             Stage::Handshake | Stage::Refused if conn.quic.is_established() => {
@@ -242,6 +249,25 @@ impl Core {
         Ok(answer)
     }
 
+    /// Keeps the client of `slot` in connection IDs, so that it can move unlinkably (RFC 9000, section 9.5).
+    pub fn supply_ids(&mut self, slot: u32) {
+        let generation = self.table.generation(slot);
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        if !conn.quic.is_established() {
+            return;
+        }
+        while conn.quic.retired_scid_next().is_some() {}
+        while conn.quic.scids_left() > 0 && conn.quic.active_scids() <= SPARE_IDS {
+            let serial = conn.next_serial;
+            conn.next_serial += 1;
+            let id = self.codec.encode(&Route { worker: self.index as u8, slot, generation, serial });
+            let token = u128::from_be_bytes(self.resetter.token(&id));
+            if conn.quic.new_scid(&ConnectionId::from_ref(&id), token, false).is_err() {
+                break;
+            }
+        }
+    }
+
     /// The handshake of `slot` is complete.
     fn established(&mut self, slot: u32, now: Instant) {
         let Some(conn) = self.table.get_mut(slot) else { return };
@@ -254,18 +280,7 @@ impl Core {
         }
         conn.stage = Stage::Open;
         conn.session.established(&conn.quic);
-        // Spare IDs, so that a client that moves can do so unlinkably (RFC 9000, section 9.5).
-        let generation = self.table.generation(slot);
-        let Some(conn) = self.table.get_mut(slot) else { return };
-        while conn.quic.scids_left() > 0 {
-            let serial = conn.next_serial;
-            conn.next_serial += 1;
-            let id = self.codec.encode(&Route { worker: self.index as u8, slot, generation, serial });
-            let token = u128::from_be_bytes(self.resetter.token(&id));
-            if conn.quic.new_scid(&ConnectionId::from_ref(&id), token, false).is_err() {
-                break;
-            }
-        }
+        self.supply_ids(slot);
         if self.ctx.link.shared.phase() != Phase::Run {
             let reason = "the server is shutting down";
             return self.close(slot, Close { code: CloseCode::Draining, reason });
@@ -283,7 +298,9 @@ fn follow_path_events(conn: &mut Conn) {
         match event {
             // An error means that the path is known or too many are: the client's packets are answered all the same.
             PathEvent::New(local, peer) => drop(conn.quic.probe_path(local, peer)),
-            PathEvent::PeerMigrated(_, peer) => conn.paths.migrate(peer),
+            PathEvent::PeerMigrated(_, peer) => {
+                conn.paths.migrate(peer);
+            }
             _ => {}
         }
     }

@@ -125,6 +125,7 @@ impl Core {
             conn.initial = None;
             self.table.forget_initial(&id);
         }
+        self.supply_ids(slot);
         let Some(conn) = self.table.get_mut(slot) else { return };
         let quic_due = conn.quic.timeout_instant();
         let mut send = conn.acks.due().is_some_and(|due| due <= now) || conn.session.has_output();
@@ -182,6 +183,7 @@ impl Core {
         if let Some(Conn { initial: Some(id), .. }) = self.table.remove(slot) {
             self.table.forget_initial(&id);
         }
+        self.ctx.stats.connections = self.table.len().into();
     }
 }
 

@@ -1,0 +1,334 @@
+//! One client's life: wait, connect, paint on schedule, read what comes, end when told.
+//!
+//! A client is one task on its thread's runtime. All it waits for (due paints, frames, datagrams, tile streams, signals)
+//! is in one `select!`, so its state needs no lock. What only watchers do is in [`crate::watcher`]; a client
+//! without one has asked for no diffs, and its connection gets none of their buffers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use canvas::codec::control::{ClientFrame, PaintAck};
+use canvas::codec::datagram::ClientDatagram;
+use canvas::codec::{Entry, Pixel, Pixels};
+use canvas::codes::CloseCode;
+use quinn::{Connection, Endpoint, SendDatagramError};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use crate::endpoint::Role;
+use crate::loss::Loss;
+use crate::schedule::Schedule;
+use crate::session::{Answer, CanvasShape, Session, close};
+use crate::shared::{Phase, Shared};
+use crate::stats::ThreadStats;
+use crate::watcher::{Wake, Watcher};
+
+/// Paints of one client in a row. A client that fell behind catches up in such bursts, and lets others have a turn
+/// between them; larger makes the others late too, smaller costs more turns.
+const MAX_BURST: usize = 32;
+
+/// Bytes of a PAINT datagram of one pixel.
+const PAINT_DATAGRAM: usize = 11;
+
+/// Runs client `index` from its start to its end on the thread of `thread`'s number; what became of it is in the statistics.
+pub async fn live(shared: Arc<Shared>, thread: usize, endpoint: Endpoint, index: usize) {
+    let mut phase = shared.phase.clone();
+    let mut rng = SmallRng::seed_from_u64(shared.settings.seed.wrapping_add(index as u64));
+    let start = Instant::now() + rng.random_range(Duration::ZERO..=shared.settings.max_conn_jitter);
+    tokio::select! {
+        () = sleep_until(start) => {}
+        // Told to stop before it came up, here or below: neither a connection nor a failure.
+        _ = phase.wait_for(|&phase| phase != Phase::Load) => return shared.decided(),
+    }
+    let opened = tokio::select! {
+        opened = open(&shared, &endpoint, index) => opened,
+        _ = phase.wait_for(|&phase| phase != Phase::Load) => return shared.decided(),
+    };
+    let session = match opened {
+        Ok(session) => session,
+        Err(loss) => {
+            shared.stats.failed(loss.as_str());
+            return shared.decided();
+        }
+    };
+    let stats = &shared.stats.threads[thread];
+    stats.handshake.record(session.handshake);
+    shared.stats.connected();
+    stats.count.watchers.add(u64::from(index < shared.settings.watchers));
+    shared.decided();
+    let mut client = Client::new(&shared, stats, index, session, rng);
+    let end = client.run(&mut phase).await;
+    // What nobody will acknowledge any more must not be waited for.
+    stats.count.frames_settled.add(client.unacknowledged.len() as u64);
+    let lost_watcher = client.watcher.is_some() && end.is_err();
+    if let Some(watcher) = &client.watcher {
+        watcher.finish(stats);
+    }
+    let connection = client.session.connection;
+    shared.stats.disconnected();
+    match end {
+        Ok(()) => close(&connection, CloseCode::Ok),
+        Err(loss) => {
+            // If it is the connection that was lost, this does nothing; else the server broke the protocol.
+            close(&connection, CloseCode::ProtocolViolation);
+            shared.stats.failed(loss.as_str());
+            if lost_watcher {
+                shared.note_fault(|| format!("watcher {index} lost its connection: {loss}"));
+            }
+        }
+    }
+}
+
+async fn open(shared: &Shared, endpoint: &Endpoint, index: usize) -> Result<Session, Loss> {
+    let (role, flags) = match index < shared.settings.watchers {
+        true => (Role::Watcher, Watcher::HELLO_FLAGS),
+        false => (Role::Painter, 0),
+    };
+    let server = (shared.server, shared.settings.target.server_name());
+    let deadline = Instant::now() + shared.settings.connect_timeout;
+    let session = Session::open(endpoint, shared.configs.of(role), server, flags, deadline).await?;
+    if session.shape != shared.shape {
+        close(&session.connection, CloseCode::ProtocolViolation);
+        return Err(Loss::protocol("WELCOME differs between connections"));
+    }
+    Ok(session)
+}
+
+struct Client<'a> {
+    shared: &'a Shared,
+    stats: &'a ThreadStats,
+    index: usize,
+    session: Session,
+    rng: SmallRng,
+    schedule: Schedule,
+    next_seq: u32,
+    /// PAINT frames of one pixel each, in the order sent, which is about that of their acknowledgements.
+    unacknowledged: VecDeque<(u32, Pixel)>,
+    /// Boxed: most clients have none, and it is large.
+    watcher: Option<Box<Watcher>>,
+}
+
+/// What a client woke up for.
+enum Event {
+    Phase,
+    Due,
+    Control,
+    Sent,
+    Datagram(Bytes),
+    Watcher(Wake),
+}
+
+impl<'a> Client<'a> {
+    fn new(
+        shared: &'a Shared,
+        stats: &'a ThreadStats,
+        index: usize,
+        session: Session,
+        mut rng: SmallRng,
+    ) -> Self {
+        let settings = &shared.settings;
+        let now = Instant::now();
+        let schedule = Schedule::start(now, settings.min_pixel_wait, settings.max_pixel_wait, &mut rng);
+        let watcher = (index < settings.watchers)
+            .then(|| Box::new(Watcher::new(index, shared.shape.geometry, now, shared.round.clone())));
+        Self {
+            shared,
+            stats,
+            index,
+            session,
+            rng,
+            schedule,
+            next_seq: 0,
+            unacknowledged: VecDeque::new(),
+            watcher,
+        }
+    }
+}
+
+impl Client<'_> {
+    /// Lives until told to close, or until the connection fails.
+    async fn run(&mut self, phase: &mut watch::Receiver<Phase>) -> Result<(), Loss> {
+        let due = sleep_until(self.schedule.due());
+        tokio::pin!(due);
+        let mut painting = true;
+        loop {
+            let now_phase = *phase.borrow_and_update();
+            if now_phase == Phase::Close {
+                return Ok(());
+            }
+            if painting && now_phase == Phase::Quiet {
+                painting = false;
+                if let Some(watcher) = &mut self.watcher {
+                    watcher.settle(&mut self.session.outbox);
+                }
+            }
+            let Session { connection, inbox, outbox, .. } = &mut self.session;
+            let sending = outbox.pending();
+            let event = tokio::select! {
+                changed = phase.changed() => match changed {
+                    Ok(()) => Event::Phase,
+                    // The coordinator is gone: so is the run.
+                    Err(_) => return Ok(()),
+                },
+                () = &mut due, if painting => Event::Due,
+                received = inbox.receive() => { received?; Event::Control }
+                sent = outbox.flush(), if sending => { sent?; Event::Sent }
+                datagram = connection.read_datagram() => Event::Datagram(datagram?),
+                wake = watch(&mut self.watcher, connection) => Event::Watcher(wake?),
+            };
+            match event {
+                Event::Phase | Event::Sent => {}
+                Event::Due => {
+                    self.paint_what_is_due()?;
+                    due.as_mut().reset(self.schedule.due());
+                }
+                Event::Control => {
+                    while let Some(answer) = self.session.inbox.next()? {
+                        self.answer(answer)?;
+                    }
+                }
+                Event::Datagram(payload) => self.datagram(&payload)?,
+                Event::Watcher(wake) => {
+                    if let Some(watcher) = &mut self.watcher {
+                        watcher.handle(wake, self.shared, self.stats, &mut self.session.outbox);
+                    }
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, answer: Answer) -> Result<(), Loss> {
+        match (answer, &mut self.watcher) {
+            (Answer::PaintAck(ack), _) => self.acknowledged(ack),
+            (Answer::Datagram(payload), _) => self.datagram(&payload),
+            (Answer::Pong(number), Some(watcher)) => {
+                watcher.pong(number, self.stats, &mut self.session.outbox)
+            }
+            (Answer::Notice, _) => Ok(()),
+            (Answer::Pong(_), None) => Err(Loss::protocol("PONG without PING")),
+            (Answer::Stats(_), _) => Err(Loss::protocol("STATS unasked")),
+            (Answer::Welcome(_), _) => Err(Loss::protocol("second WELCOME")),
+        }
+    }
+
+    fn datagram(&mut self, payload: &[u8]) -> Result<(), Loss> {
+        match &mut self.watcher {
+            Some(watcher) => watcher.datagram(payload, self.stats, &mut self.session.outbox),
+            None => Err(Loss::protocol("datagram to a client that asked for no diffs")),
+        }
+    }
+
+    /// Paints all that is due by now, up to a burst.
+    fn paint_what_is_due(&mut self) -> Result<(), Loss> {
+        let now = Instant::now();
+        for _ in 0..MAX_BURST {
+            let due = self.schedule.due();
+            if due > now {
+                break;
+            }
+            self.schedule.advance(&mut self.rng);
+            self.paint(due)?;
+        }
+        Ok(())
+    }
+
+    fn paint(&mut self, due: Instant) -> Result<(), Loss> {
+        let pixel = match &self.watcher {
+            Some(watcher) => watcher.choose(&self.shared.shape, &mut self.rng),
+            None => random_pixel(&self.shared.shape, &mut self.rng),
+        };
+        let wire = [pixel.to_wire()];
+        let (seq, pixels) = (self.next_seq, Pixels::new(&wire));
+        let count = &self.stats.count;
+        if self.rng.random_bool(self.shared.settings.frame_share) {
+            if self.session.outbox.full() {
+                count.pixels_unsent.add(1);
+                return Ok(());
+            }
+            if let Some(witness) = &self.shared.witness {
+                witness.sent(pixel);
+            }
+            self.session.outbox.queue(&ClientFrame::Paint { seq, flags: 0, pixels });
+            self.unacknowledged.push_back((seq, pixel));
+            count.frames_sent.add(1);
+            count.pixels_sent_frame.add(1);
+        } else {
+            let mut payload = Vec::with_capacity(PAINT_DATAGRAM);
+            ClientDatagram::Paint { seq, pixels }.encode(&mut payload);
+            // With too little space quinn would drop the oldest datagram that waits, and not say so.
+            if self.session.connection.datagram_send_buffer_space() < payload.len() {
+                count.pixels_unsent.add(1);
+                return Ok(());
+            }
+            if let Some(witness) = &self.shared.witness {
+                witness.contended(pixel);
+            }
+            self.session.connection.send_datagram(payload.into()).map_err(|error| match error {
+                SendDatagramError::ConnectionLost(error) => Loss::from(error),
+                other => Loss::protocol(other),
+            })?;
+            count.pixels_sent_datagram.add(1);
+        }
+        self.next_seq = seq.wrapping_add(1);
+        if let Some(watcher) = &mut self.watcher {
+            watcher.painted(pixel, due, self.stats);
+        }
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, ack: PaintAck) -> Result<(), Loss> {
+        let place = self.unacknowledged.iter().position(|&(seq, _)| seq == ack.seq);
+        let Some((_, pixel)) = place.and_then(|place| self.unacknowledged.remove(place)) else {
+            return Err(self.fault("PAINT_ACK of no outstanding PAINT", ack));
+        };
+        let count = &self.stats.count;
+        count.frames_settled.add(1);
+        match (ack.applied, ack.rejected) {
+            (1, 0) => {
+                count.pixels_acked.add(1);
+                if let Some(witness) = &self.shared.witness {
+                    witness.acknowledged(pixel);
+                }
+            }
+            (0, 1) => {
+                count.pixels_rejected.add(1);
+                if let Some(watcher) = &mut self.watcher {
+                    watcher.rejected(pixel, self.stats);
+                }
+            }
+            _ => return Err(self.fault("PAINT_ACK that does not count one pixel of one", ack)),
+        }
+        Ok(())
+    }
+
+    /// A wrong acknowledgement ends the connection, and the hope to verify.
+    fn fault(&self, what: &'static str, ack: PaintAck) -> Loss {
+        let PaintAck { seq, applied, rejected, .. } = ack;
+        self.shared.note_fault(|| {
+            format!("client {}: {what}: seq {seq}, {applied} applied, {rejected} rejected", self.index)
+        });
+        Loss::protocol(what)
+    }
+}
+
+/// Any pixel of the canvas in any colour.
+pub fn random_pixel(shape: &CanvasShape, rng: &mut impl Rng) -> Pixel {
+    Pixel {
+        x: rng.random_range(0..shape.geometry.width()),
+        y: rng.random_range(0..shape.geometry.height()),
+        // There are at most 256 colours.
+        colour: rng.random_range(0..shape.colours) as u8,
+    }
+}
+
+/// Waits for what only a watcher waits for; forever if there is none.
+async fn watch(watcher: &mut Option<Box<Watcher>>, connection: &Connection) -> Result<Wake, Loss> {
+    match watcher {
+        Some(watcher) => watcher.wait(connection).await,
+        None => std::future::pending().await,
+    }
+}

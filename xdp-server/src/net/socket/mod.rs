@@ -1,0 +1,193 @@
+//! The `socket` backend: ordinary UDP sockets, by `recvmmsg` and `sendmmsg`. It needs no privilege and no driver, and
+//! serves beside AF_XDP what the XDP program passes on.
+//!
+//! Theory of operation
+//! -------------------
+//! [`SocketGroup::bind`] makes one socket for each worker, all on one port ([`bind`]). Each worker owns its
+//! [`SocketIo`]: the socket, a batch of receive slots (`rx`) and a ring of transmit slots (`tx`). Nothing is shared, and
+//! nothing is allocated after binding.
+//!
+//! - **In**: one `recvmmsg` fills up to 64 slots; each payload is lent to the worker where it lies. The address that the
+//!   peer wrote to comes with each datagram (`IP_PKTINFO`), since a wildcard socket has many.
+//! - **Out**: packets are sealed in the slots of the ring, and one `sendmmsg` takes them all at [`flush`](PacketIo::flush)
+//!   or when the ring is full. The source address of each is set to that of its path, so that a host with many
+//!   addresses answers from the one that was asked.
+//! - **Back pressure**: a full socket buffer keeps packets in the ring, in order; once the ring is full too, `send` says
+//!   `blocked`. Every other error belongs to one packet: it is counted and that packet dropped, as a network may.
+//!
+//! Fragments are neither sent (see [`bind`]) nor seen, as the kernel reassembles those received.
+
+mod addr;
+mod bind;
+mod memory;
+mod rx;
+#[cfg(test)]
+mod tests;
+mod tx;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
+use socket2::Socket;
+
+pub use self::bind::{BindError, SocketConfig, SocketGroup, SocketNote};
+
+use self::addr::Family;
+use self::rx::{RX_BATCH, Received, RxBatch};
+use self::tx::TxQueue;
+use super::sleep::sleep;
+use super::{IoCounters, Link, PacketIo, Path, Sent};
+
+/// One worker's UDP socket. Made by [`SocketGroup::bind`].
+pub struct SocketIo {
+    socket: Socket,
+    local: SocketAddr,
+    rx: RxBatch,
+    tx: TxQueue,
+    counters: IoCounters,
+    /// The kernel's count of drops when last read; it wraps around.
+    kernel_drops: u32,
+}
+
+impl SocketIo {
+    /// Takes over `socket`, which is bound to `local`.
+    fn new(socket: Socket, local: SocketAddr) -> Self {
+        let family = Family::of(&local);
+        Self {
+            socket,
+            local,
+            rx: RxBatch::new(family),
+            tx: TxQueue::new(family),
+            counters: IoCounters::default(),
+            kernel_drops: 0,
+        }
+    }
+
+    /// What the socket is bound to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The descriptor to poll for a backend that sleeps on this socket beside its own; see
+    /// [`poll_flags`](Self::poll_flags).
+    pub fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
+    }
+
+    /// What to poll [`poll_fd`](Self::poll_fd) for: input, and room for packets that are queued. To be asked after a
+    /// [`flush`](PacketIo::flush), when only those are left that the socket buffer had no room for.
+    pub fn poll_flags(&self) -> PollFlags {
+        if self.tx.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT }
+    }
+
+    fn transmit(&mut self) {
+        self.counters.tx_errors += self.tx.transmit(self.socket.as_fd());
+    }
+}
+
+impl std::fmt::Debug for SocketIo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SocketIo")
+            .field("local", &self.local)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PacketIo for SocketIo {
+    fn receive(&mut self, budget: usize, sink: &mut impl FnMut(&Path, &mut [u8])) -> usize {
+        let mut taken = 0;
+        let mut handed_over = 0;
+        while taken < budget {
+            let want = RX_BATCH.min(budget - taken);
+            // An error that is pending on the socket is reported once and is nobody's in particular; like an empty
+            // socket it ends this turn, and the next one reads on.
+            let Ok(got) = self.rx.receive(self.socket.as_fd(), want) else { break };
+            for index in 0..got {
+                match self.rx.get(index, self.local.port()) {
+                    Received::Datagram { peer, local, payload } => {
+                        self.counters.rx_packets += 1;
+                        self.counters.rx_bytes += payload.len() as u64;
+                        handed_over += 1;
+                        sink(&Path { local, peer, link: Link::Kernel }, payload);
+                    }
+                    Received::TooLong => self.counters.rx_too_long += 1,
+                    Received::Nameless => self.counters.rx_not_ours += 1,
+                }
+            }
+            taken += got;
+            if got < want {
+                break;
+            }
+        }
+        handed_over
+    }
+
+    fn send(&mut self, fill: &mut impl FnMut(&mut [u8]) -> Option<(usize, Path)>) -> Sent {
+        let mut sent = Sent::default();
+        loop {
+            if self.tx.is_full() {
+                self.transmit();
+            }
+            if self.tx.is_full() {
+                self.counters.tx_blocked += 1;
+                sent.blocked = true;
+                return sent;
+            }
+            let Some((length, path)) = fill(self.tx.room()) else { return sent };
+            if self.tx.push(length, &path) {
+                self.counters.tx_packets += 1;
+                self.counters.tx_bytes += length as u64;
+                sent.packets += 1;
+            } else {
+                self.counters.tx_errors += 1;
+            }
+        }
+    }
+
+    /// Sends what is queued, every turn: the turn has batched it already, and the kernel's work for each packet
+    /// outweighs the system call that more batching would save.
+    fn flush(&mut self, _now: Instant) {
+        self.transmit();
+    }
+
+    /// Nothing: the kernel refills and reclaims its own buffers.
+    fn serve(&mut self, _now: Instant) {}
+
+    fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> io::Result<()> {
+        self.transmit();
+        let socket = PollFd::new(self.socket.as_fd(), self.poll_flags());
+        sleep(&mut [socket, PollFd::new(wake, PollFlags::POLLIN)], timeout)
+    }
+
+    fn counters(&mut self) -> IoCounters {
+        if let Some(drops) = kernel_drops(self.socket.as_fd()) {
+            self.counters.rx_kernel_drops += u64::from(drops.wrapping_sub(self.kernel_drops));
+            self.kernel_drops = drops;
+        }
+        self.counters
+    }
+}
+
+/// Datagrams that the kernel dropped at this socket since it was made, modulo 2^32. `SO_MEMINFO` gives it at any time;
+/// `SO_RXQ_OVFL` would tell only with the next datagram that does arrive, and lengthen each one's control data. `None`
+/// where it is unknown (before Linux 4.12).
+fn kernel_drops(socket: BorrowedFd<'_>) -> Option<u32> {
+    const DROPS: usize = libc::SK_MEMINFO_DROPS as usize;
+    let mut info = [0_u32; DROPS + 1];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: `info` is live and `length` is its size, beyond which the kernel does not write.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &mut length,
+        )
+    };
+    (result == 0 && length as usize == size_of_val(&info)).then_some(info[DROPS])
+}

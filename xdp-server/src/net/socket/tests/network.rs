@@ -1,0 +1,97 @@
+//! What loopback as it is cannot show: long packets, slow links, several links. These tests need root.
+
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
+
+/// Runs `test` on a thread with a network of its own, in which `setup` (shell) has been run. It needs root, or rather
+/// CAP_SYS_ADMIN: without, the test is left out and says so, except in CI, where that fails.
+fn in_own_network(setup: &str, test: fn()) {
+    let setup = format!("set -e; {setup}");
+    let thread = std::thread::spawn(move || {
+        match unshare(CloneFlags::CLONE_NEWNET) {
+            Err(Errno::EPERM) if std::env::var_os("CI").is_none() => {
+                eprintln!("SKIPPED: needs root for a network namespace");
+                return;
+            }
+            result => result.expect("a network namespace, for which this test needs root"),
+        }
+        // A child has the namespace of the thread that starts it; it ends with its last process.
+        let status = Command::new("sh").args(["-c", &setup]).status().unwrap();
+        assert!(status.success(), "{setup}");
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn a_packet_too_long_for_the_interface_is_refused_and_not_fragmented() {
+    in_own_network("ip link set lo mtu 1000 up", || {
+        for listen in ["0.0.0.0:0", "[::]:0"] {
+            let mut server = one(listen);
+            let client = client("127.0.0.1:0");
+            let local = (Ipv4Addr::LOCALHOST, server.local_addr().port()).into();
+            let path = Path { local, peer: client.local_addr().unwrap(), link: Link::Kernel };
+            let packets = [972, 973, MAX_TX_PAYLOAD, 972].map(|length| (path, vec![0; length]));
+            send(&mut server, &packets);
+            assert_eq!(receive_from(&client).1.len(), 972);
+            assert_eq!(receive_from(&client).1.len(), 972);
+            assert_eq!(server.counters().tx_errors, 2);
+        }
+    });
+}
+
+#[test]
+fn a_full_socket_buffer_blocks_and_then_goes_on_without_loss() {
+    // 1 MB/s: no sender is so slow as not to fill this.
+    let setup = "ip link set lo up; tc qdisc add dev lo root tbf rate 8mbit burst 2000 limit 1000000";
+    in_own_network(setup, || {
+        let mut server = bind(&SocketConfig { sndbuf: 1, ..config("127.0.0.1:0", 1) }).sockets.remove(0);
+        let mut client = one("127.0.0.1:0");
+        let path = Path { local: server.local_addr(), peer: client.local_addr(), link: Link::Kernel };
+        let mut next = 0_u32;
+        let sent = server.send(&mut |buffer| {
+            buffer[..4].copy_from_slice(&next.to_be_bytes());
+            next += 1;
+            Some((MAX_TX_PAYLOAD, path))
+        });
+        assert_eq!(sent, Sent { packets: next, blocked: true }, "what was sealed was also taken");
+        assert!(next as usize > TX_SLOTS);
+        assert_eq!(server.counters().tx_blocked, 1);
+        assert_eq!(server.poll_flags(), PollFlags::POLLIN | PollFlags::POLLOUT);
+
+        let start = Instant::now();
+        let wake = sleeper();
+        let mut order = Vec::new();
+        while order.len() < next as usize {
+            assert!(start.elapsed() < PATIENCE, "{} of {next}", order.len());
+            server.wait(Duration::from_millis(100), wake.as_fd()).unwrap();
+            client.receive(usize::MAX, &mut |_, payload| {
+                order.push(u32::from_be_bytes(payload[..4].try_into().unwrap()));
+            });
+        }
+        assert!(order.into_iter().eq(0..next));
+        assert_eq!(server.poll_flags(), PollFlags::POLLIN);
+        assert_eq!(server.counters().tx_errors, 0);
+    });
+}
+
+#[test]
+fn link_local_addresses_keep_their_interface_both_ways() {
+    let setup = "ip link set lo up; ip link add near type veth peer name far; ip link set near up; \
+                 ip link set far up; ip address add fe80::77/64 dev near nodad";
+    in_own_network(setup, || {
+        let mut server = one("[::]:0");
+        let index = nix::net::if_::if_nametoindex("near").unwrap();
+        let to = format!("[fe80::77%{index}]:{}", server.local_addr().port()).parse().unwrap();
+        asks_and_is_answered(&mut server, &format!("[fe80::77%{index}]:0"), to);
+        let mut specific = one(&format!("[fe80::77%{index}]:0"));
+        let to = specific.local_addr();
+        asks_and_is_answered(&mut specific, &format!("[fe80::77%{index}]:0"), to);
+    });
+}
