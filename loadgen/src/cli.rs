@@ -6,40 +6,42 @@ use clap::Parser;
 
 use crate::target::{Target, TargetError};
 
-/// Clients for each UDP socket where `--num-endpoints` names no number. 250 makes 60 source ports of the guide's
-/// 15,000 clients, enough for an RSS hash to fill 47 queues; fewer sockets load the queues unevenly, more cost
-/// file descriptors and receive buffers, and quinn a task each.
+/// Clients for each UDP socket where `--num-endpoints` names no number. 250 makes 60 source ports of the
+/// guide's 15,000 clients, enough for an RSS hash to fill 47 queues; fewer sockets load the queues
+/// unevenly, more cost file descriptors and receive buffers, and quinn a task each.
 const CLIENTS_PER_ENDPOINT: usize = 250;
-/// Sockets that even a small run has (never more than clients): two queues, say, then get about half of them each.
+/// Sockets that even a small run has (never more than clients): two queues, say, then get about half of
+/// them each.
 const MIN_ENDPOINTS: usize = 16;
-/// Watchers where `--verify` is asked for without `--watchers`. Each holds a copy of the canvas and decodes every
-/// diff; one would do to verify, a few show that all see the same.
+/// Watchers where `--verify` is asked for without `--watchers`. Each holds a copy of the canvas and decodes
+/// every diff; one would do to verify, a few show that all see the same.
 const VERIFY_WATCHERS: usize = 8;
-/// Percent of paints on the control stream where `--verify` is asked for without `--frame-share`: enough to prove
-/// thousands of pixels in seconds, few enough to leave the load what the guide's is.
+/// Percent of paints on the control stream where `--verify` is asked for without `--frame-share`: enough to
+/// prove thousands of pixels in seconds, few enough to leave the load what the guide's is.
 const VERIFY_FRAME_SHARE: f64 = 5.0;
 /// UDP ports that one address has.
 const MAX_ENDPOINTS: usize = 60_000;
 
 /// The end of `--help`.
 const AFTER_HELP: &str = "\
-The server's certificate is NOT verified against any authority: this is a test tool, and test servers sign their own. \
-The handshake's signatures are checked all the same; --cert-sha256 pins one certificate.
+The server's certificate is NOT verified against any authority: this is a test tool, and test servers sign \
+their own. The handshake's signatures are checked all the same; --cert-sha256 pins one certificate.
 
 Exit codes:
   0  the run went as asked
-  1  the run failed: more connections failed than --max-failed, the server died, or --verify found a difference
+  1  the run failed: too many connections did (--max-failed), the server died, or --verify found a fault
   2  wrong usage
   3  target unreachable: nobody connected
 
-Ctrl-C ends a run early but cleanly: painting stops, --verify verifies, the report is printed. A second Ctrl-C quits \
-at once, with exit code 130.";
+Ctrl-C ends a run early but cleanly: painting stops, --verify verifies, the report is printed. A second \
+Ctrl-C quits at once, with exit code 130.";
 
 /// Loads a canvas/1 server with clients that paint, and proves that every pixel arrived.
 #[derive(Debug, Parser)]
 #[command(name = "loadgen", version, max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// The server: https://HOST[:PORT]; HOST is a name, an IPv4 address or an [IPv6 address], PORT is 4433 if not given
+    /// The server: https://HOST[:PORT]; HOST is a name, an IPv4 address or an [IPv6 address], PORT is 4433
+    /// if not given
     #[arg(long, value_name = "URL")]
     target: String,
 
@@ -63,8 +65,9 @@ pub struct Cli {
     #[arg(long, value_name = "MS", default_value_t = 50)]
     max_pixel_wait: u64,
 
-    /// UDP sockets in total, and so source ports; clients are dealt out over them. A NIC deals its queues by hash of
-    /// ports, so few sockets load few queues [default: one for each 250 clients, but at least 16]
+    /// UDP sockets in total, and so source ports; clients are dealt out over them. A NIC deals its queues
+    /// by hash of ports, so few sockets load few queues [default: one for each 250 clients, but at least
+    /// 16]
     #[arg(long, value_name = "N")]
     num_endpoints: Option<usize>,
 
@@ -72,12 +75,14 @@ pub struct Cli {
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
     duration: f64,
 
-    /// At the end, prove that every watcher's canvas equals a fresh snapshot to the byte, and that every pixel painted
-    /// with PAINT frames was acknowledged and, where nobody painted over it, is there. Nobody else may paint meanwhile
+    /// At the end, prove that every watcher's canvas equals a fresh snapshot to the byte, and that every
+    /// pixel painted with PAINT frames was acknowledged and, where nobody painted over it, is there. Nobody
+    /// else may paint meanwhile
     #[arg(long)]
     verify: bool,
 
-    /// Clients that also mirror the canvas, and measure the time from paint to diff [default: 8 with --verify, else 1]
+    /// Clients that also mirror the canvas, and measure the time from paint to diff [default: 8 with
+    /// --verify, else 1]
     #[arg(long, value_name = "N")]
     watchers: Option<usize>,
 
@@ -86,7 +91,8 @@ pub struct Cli {
     #[arg(long, value_name = "PERCENT")]
     frame_share: Option<f64>,
 
-    /// Threads, each a runtime of its own with its share of sockets and clients [default: the cores it may run on]
+    /// Threads, each a runtime of its own with its share of sockets and clients [default: the cores it may
+    /// run on]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
@@ -220,7 +226,7 @@ impl Cli {
             return Err(UsageError::Waits { min: self.min_pixel_wait, max: self.max_pixel_wait });
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        // A QUIC connection of 15,000 in one process is the aim; a million is surely a slip of the finger.
+        // 15,000 connections in one process is the aim; more than a million is a slip of the finger.
         let clients = within("--clients", self.clients, 1, 1_000_000, "from 1 to 1000000")?;
         let threads =
             within("--threads", self.threads.unwrap_or(cores), 1, 1024, "from 1 to 1024")?.min(clients);
@@ -325,7 +331,8 @@ mod tests {
     #[test]
     fn the_guides_command_line_works() {
         let s = settings(
-            "--clients 15000 --id machine1-worker-1 --max-conn-jitter 60000 --min-pixel-wait 20 --max-pixel-wait 50",
+            "--clients 15000 --id machine1-worker-1 --max-conn-jitter 60000 \
+             --min-pixel-wait 20 --max-pixel-wait 50",
         )
         .unwrap();
         assert_eq!((s.clients, s.endpoints, s.watchers, s.frame_share), (15_000, 60, 1, 0.0));

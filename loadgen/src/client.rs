@@ -1,8 +1,9 @@
 //! One client's life: wait, connect, paint on schedule, read what comes, end when told.
 //!
-//! A client is one task on its thread's runtime. All it waits for (due paints, frames, datagrams, tile streams, signals)
-//! is in one `select!`, so its state needs no lock. What only watchers do is in [`crate::watcher`]; a client
-//! without one has asked for no diffs, and its connection gets none of their buffers.
+//! A client is one task on its thread's runtime. All it waits for (due paints, frames, datagrams, tile
+//! streams, signals) is in one `select!`, so its state needs no lock. What only watchers do is in
+//! [`crate::watcher`]; a client without one has asked for no diffs, and its connection gets none of their
+//! buffers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,14 +28,15 @@ use crate::shared::{Phase, Shared};
 use crate::stats::ThreadStats;
 use crate::watcher::{Wake, Watcher};
 
-/// Paints of one client in a row. A client that fell behind catches up in such bursts, and lets others have a turn
-/// between them; larger makes the others late too, smaller costs more turns.
+/// Paints of one client in a row. A client that fell behind catches up in such bursts, and lets others have
+/// a turn between them; larger makes the others late too, smaller costs more turns.
 const MAX_BURST: usize = 32;
 
 /// Bytes of a PAINT datagram of one pixel.
 const PAINT_DATAGRAM: usize = 11;
 
-/// Runs client `index` from its start to its end on the thread of `thread`'s number; what became of it is in the statistics.
+/// Runs client `index` from its start to its end on the thread of `thread`'s number; what became of it is
+/// in the statistics.
 pub async fn live(shared: Arc<Shared>, thread: usize, endpoint: Endpoint, index: usize) {
     let mut phase = shared.phase.clone();
     let mut rng = SmallRng::seed_from_u64(shared.settings.seed.wrapping_add(index as u64));

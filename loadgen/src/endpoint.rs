@@ -1,8 +1,8 @@
 //! quinn, set up for very many small clients.
 //!
-//! Owns: the TLS and transport configuration (one of each kind for the whole process, shared by reference) and the
-//! UDP sockets. Every limit here is small on purpose: a client of 15,000 in a process gets by with tens of KB, and most of
-//! them never receive more than acknowledgements.
+//! Owns: the TLS and transport configuration (one of each kind for the whole process, shared by reference)
+//! and the UDP sockets. Every limit here is small on purpose: a client of 15,000 in a process gets by with
+//! tens of KB, and most of them never receive more than acknowledgements.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
@@ -19,25 +19,27 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 use sha2::{Digest, Sha256};
 
-/// Bytes of receive and of send buffer asked of the kernel for each socket. 4 MiB hold a burst of some 2,000 packets:
-/// a fan-out to the clients of one socket arrives in one. Larger costs kernel memory only while full; smaller
-/// shows as loss that the server did not cause. Beyond `net.core.rmem_max` it takes root to get.
+/// Bytes of receive and of send buffer asked of the kernel for each socket. 4 MiB hold a burst of some
+/// 2,000 packets: a fan-out to the clients of one socket arrives in one. Larger costs kernel memory only
+/// while full; smaller shows as loss that the server did not cause. Beyond `net.core.rmem_max` it takes
+/// root to get.
 const SOCKET_BUFFER: usize = 4 << 20;
 
-/// Bytes a UDP payload may have on its way in: an Ethernet frame's worth. quinn's receive buffers are a multiple
-/// of it for each socket, so the default of 64 KiB would cost megabytes more.
+/// Bytes a UDP payload may have on its way in: an Ethernet frame's worth. quinn's receive buffers are a
+/// multiple of it for each socket, so the default of 64 KiB would cost megabytes more.
 const MAX_UDP_PAYLOAD: u16 = 1472;
 
-/// QUIC's least packet size, and the protocol's (its datagrams fit it); no probing for more, for 15,000 clients that
-/// probe are a load that nobody asked for.
+/// QUIC's least packet size, and the protocol's (its datagrams fit it); no probing for more, for 15,000
+/// clients that probe are a load that nobody asked for.
 const MTU: u16 = 1200;
 
-/// How long a connection may be silent before it counts as lost. Longer delays the report of a server that died;
-/// shorter makes a short stall of the server look like its death.
+/// How long a connection may be silent before it counts as lost. Longer delays the report of a server that
+/// died; shorter makes a short stall of the server look like its death.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Well below our idle timeout and those that servers are likely to have, of which the shorter counts. Longer loses idle
-/// connections to strict servers; shorter is load that nobody asked for. Clients that paint never send any.
+/// Well below our idle timeout and those that servers are likely to have, of which the shorter counts.
+/// Longer loses idle connections to strict servers; shorter is load that nobody asked for. Clients that
+/// paint never send any.
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 
 /// What a client is to receive, and so how large its windows are.
@@ -95,9 +97,10 @@ impl Configs {
 }
 
 fn transport(role: Role) -> TransportConfig {
-    // Bytes. A painter's control stream carries a WELCOME of under 1 KiB, then acknowledgements of 20 bytes. A
-    // watcher's streams carry the snapshot, at most 4 KiB a tile: a window of 1 MiB keeps a LAN busy. Its datagram
-    // queue must hold what comes while the task waits its turn; 1 MiB is a burst of 900 full diffs.
+    // Bytes. A painter's control stream carries a WELCOME of under 1 KiB, then acknowledgements of 20
+    // bytes. A watcher's streams carry the snapshot, at most 4 KiB a tile: a window of 1 MiB keeps a LAN
+    // busy. Its datagram queue must hold what comes while the task waits its turn; 1 MiB is a burst of 900
+    // full diffs.
     let (stream_window, window, datagrams, uni_streams) = match role {
         Role::Painter => (4 << 10, 8 << 10, 4 << 10, 0),
         Role::Watcher => (1 << 20, 2 << 20, 1 << 20, 8),
@@ -130,7 +133,8 @@ pub fn bind(server: SocketAddr) -> std::io::Result<UdpSocket> {
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
     let socket = UdpSocket::bind((any, 0))?;
-    // Best effort, root's way first: with less buffer the run still works, and the kernel counts what it drops.
+    // Best effort, root's way first: with less buffer the run still works, and the kernel counts what it
+    // drops.
     if setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
         let _ = setsockopt(&socket, sockopt::RcvBuf, &SOCKET_BUFFER);
     }

@@ -1,14 +1,16 @@
-//! A load generator for canvas/1 servers, of another make than the server: quinn and tokio here, quiche there.
+//! A load generator for canvas/1 servers, of another make than the server: quinn and tokio here, quiche
+//! there.
 //!
 //! # Theory of operation
 //!
-//! [`run`] coordinates; threads carry the load. Each thread has a tokio runtime of its own (current_thread, so no work
-//! is stolen and no client's state moves), its share of the UDP sockets, a quinn endpoint on each, and its share
-//! of the clients, each a task (`client`). The first few clients also mirror the canvas (`watcher`). Threads share
-//! only what `shared` holds: settings, counters, and a signal that says paint, be quiet, or close.
+//! [`run`] coordinates; threads carry the load. Each thread has a tokio runtime of its own (current_thread,
+//! so no work is stolen and no client's state moves), its share of the UDP sockets, a quinn endpoint on
+//! each, and its share of the clients, each a task (`client`). The first few clients also mirror the canvas
+//! (`watcher`). Threads share only what `shared` holds: settings, counters, and a signal that says paint,
+//! be quiet, or close.
 //!
-//! A run: one connection asks for the server's figures; clients come up (the ramp); they paint on an open loop
-//! ([`schedule`]) for the time asked; then all is quiet; `verify` compares; all connections close; a
+//! A run: one connection asks for the server's figures; clients come up (the ramp); they paint on an open
+//! loop ([`schedule`]) for the time asked; then all is quiet; `verify` compares; all connections close; a
 //! [`report::Report`] is made. Whatever goes wrong in between, the report is still made, of what there is.
 //!
 //! What is proven, and by what: `verify`, `witness`.

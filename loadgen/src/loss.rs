@@ -6,8 +6,8 @@ use std::fmt;
 use canvas::codes::CloseCode;
 use quinn::{ConnectError, ConnectionError, ReadError, TransportErrorCode, WriteError};
 
-/// The cause for which a connection did not come up, or was lost. Causes are for counting, so no address or time of a
-/// single connection is in them.
+/// The cause for which a connection did not come up, or was lost. Causes are for counting, so no address or
+/// time of a single connection is in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss(Cow<'static, str>);
 
@@ -50,7 +50,8 @@ impl From<ConnectionError> for Loss {
                     None => format!("closed with unknown code {}", close.error_code).into(),
                 }
             }
-            // A close of the application's before the handshake's end goes out without its code (RFC 9000, 10.2.3).
+            // A close of the application's before the handshake's end goes out without its code (RFC 9000,
+            // 10.2.3).
             ConnectionError::ConnectionClosed(close) => match close.error_code {
                 TransportErrorCode::CONNECTION_REFUSED => "CONNECTION_REFUSED".into(),
                 TransportErrorCode::APPLICATION_ERROR => "closed during the handshake".into(),

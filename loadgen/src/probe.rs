@@ -1,8 +1,9 @@
-//! The coordinator's own connections: they ask for the server's figures and for snapshots. They paint nothing, and
-//! count neither as clients nor as failures.
+//! The coordinator's own connections: they ask for the server's figures and for snapshots. They paint
+//! nothing, and count neither as clients nor as failures.
 //!
-//! One connection is kept for the whole run, so that a server that the clients have filled can still be asked for its
-//! figures. Each snapshot takes a connection of its own, as the protocol has it: that is a newcomer's view.
+//! One connection is kept for the whole run, so that a server that the clients have filled can still be
+//! asked for its figures. Each snapshot takes a connection of its own, as the protocol has it: that is a
+//! newcomer's view.
 
 use std::net::SocketAddr;
 use std::time::Duration;

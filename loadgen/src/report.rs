@@ -46,7 +46,8 @@ pub struct Report {
     pub pixels_acked: u64,
     /// Pixels of PAINT frames that the server acknowledged as rejected.
     pub pixels_rejected: u64,
-    /// Pixels that the server applied during the run, by its own count, from whomever; null if it could not be asked.
+    /// Pixels that the server applied during the run, by its own count, from whomever; null if it could not
+    /// be asked.
     pub pixels_applied: Option<u64>,
     /// DIFF datagrams that watchers received.
     pub diff_datagrams: u64,
@@ -56,7 +57,8 @@ pub struct Report {
     pub gaps: u64,
     /// Tiles that watchers asked to have repaired.
     pub repairs: u64,
-    /// Watchers' paints that no diff brought back within 10 s: lost on the way, or painted over within a tick.
+    /// Watchers' paints that no diff brought back within 10 s: lost on the way, rejected, or painted over
+    /// within a tick.
     pub unconfirmed: u64,
     /// From when a watcher's paint was due to the diff that brought it back.
     pub latency_ms: Percentiles,
@@ -72,8 +74,8 @@ pub struct Report {
     pub pixels_per_s: f64,
     /// What `--verify` found; null if not asked for.
     pub verified: Option<bool>,
-    /// Pixels whose final colour was proven: acknowledged, painted over by nobody, found in the snapshot. Null if
-    /// not verified, or if others painted too.
+    /// Pixels whose final colour was proven: acknowledged, painted over by nobody, found in the snapshot.
+    /// Null if not verified, or if others painted too.
     pub pixels_proven: Option<u64>,
     /// Why `verified` is false.
     pub verify_error: Option<String>,

@@ -1,7 +1,8 @@
-//! The coordinator: starts the threads, says when to paint and when to be quiet, verifies, and makes the report.
+//! The coordinator: starts the threads, says when to paint and when to be quiet, verifies, and makes the
+//! report.
 //!
-//! It runs on the caller's runtime and carries no load itself. Whatever ends a run early (Ctrl-C, a server that died,
-//! no server at all), the report is made of what there is.
+//! It runs on the caller's runtime and carries no load itself. Whatever ends a run early (Ctrl-C, a server
+//! that died, no server at all), the report is made of what there is.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,11 +25,15 @@ use crate::verify;
 /// How long acknowledgements and diffs of the last paints may take, where they are not verified. Paints that
 /// come back later count as unconfirmed.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-/// How often the coordinator looks whether a stage is over. Finer ends stages sooner, and wakes it for nothing.
+/// How long the last paints may take to arrive before the server is asked how many it applied: a queue's
+/// worth. With less the counts differ by what was on its way.
+const LAST_PAINTS: Duration = Duration::from_millis(200);
+/// How often the coordinator looks whether a stage is over. Finer ends stages sooner, and wakes it for
+/// nothing.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Runs what `settings` ask for until its end, or until `stop` is ready. Call it on a tokio runtime; the load runs on
-/// threads of its own. The report says how it went, also if it did not go at all.
+/// Runs what `settings` ask for until its end, or until `stop` is ready. Call it on a tokio runtime; the
+/// load runs on threads of its own. The report says how it went, also if it did not go at all.
 pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Report {
     let mut report = Report {
         id: settings.id.clone(),
@@ -240,6 +245,7 @@ impl Run {
 
     /// Waits a little for what the last paints bring back.
     async fn last_answers(&self) {
+        sleep(LAST_PAINTS).await;
         let deadline = Instant::now() + LAST_ANSWERS;
         loop {
             let totals = self.shared.stats.totals();
@@ -302,7 +308,8 @@ impl Run {
     }
 }
 
-/// Raises the soft limit on open files to the hard one: there are as many sockets as asked for, and shells are stingy.
+/// Raises the soft limit on open files to the hard one: there are as many sockets as asked for, and shells
+/// are stingy.
 fn raise_file_limit() {
     // Best effort: if it does not suffice, opening sockets fails, and says so.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {

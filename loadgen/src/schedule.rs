@@ -1,8 +1,9 @@
 //! When a client paints: an open loop of due times.
 //!
-//! The next due time is the last *due* time plus a random interval, never the time of sending plus an interval.
-//! So a stalled server, or a busy load generator, does not thin the load out: what fell behind is sent at once when
-//! it can be, and its latency counts from when it was due. (A closed loop would hide exactly the stalls that are looked for.)
+//! The next due time is the last *due* time plus a random interval, never the time of sending plus an
+//! interval. So a stalled server, or a busy load generator, does not thin the load out: what fell behind is
+//! sent at once when it can be, and its latency counts from when it was due. (A closed loop would hide
+//! exactly the stalls that are looked for.)
 
 use std::time::Duration;
 

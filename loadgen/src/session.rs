@@ -1,8 +1,8 @@
 //! One connection's canvas/1 session: the handshake up to WELCOME, the control stream, the tile streams.
 //!
-//! Buffers: frames to send gather in [`Outbox`] and leave as the stream takes them, so nothing here blocks the loop
-//! that reads; received bytes stay in [`Inbox`] only until they are a whole frame. All waiting is cancel-safe,
-//! as a client waits for several things at once.
+//! Buffers: frames to send gather in [`Outbox`] and leave as the stream takes them, so nothing here blocks
+//! the loop that reads; received bytes stay in [`Inbox`] only until they are a whole frame. All waiting is
+//! cancel-safe, as a client waits for several things at once.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -19,8 +19,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::loss::Loss;
 
-/// Bytes of frames that may wait in an [`Outbox`]. It holds what a stalled connection paints in tens of seconds; larger
-/// hides a path that is too slow, smaller turns a short stall into unsent pixels.
+/// Bytes of frames that may wait in an [`Outbox`]. It holds what a stalled connection paints in tens of
+/// seconds; larger hides a path that is too slow, smaller turns a short stall into unsent pixels.
 const OUTBOX_LIMIT: usize = 16 << 10;
 /// Bytes to read from a stream at once: some tile images, or all frames of a moment.
 const READ_SIZE: usize = 16 << 10;
@@ -202,7 +202,8 @@ impl Outbox {
         !self.bytes.is_empty()
     }
 
-    /// Hands QUIC as much as it takes, waiting until it takes something; cancel-safe. Only while [`Outbox::pending`].
+    /// Hands QUIC as much as it takes, waiting until it takes something; cancel-safe. Only while
+    /// [`Outbox::pending`].
     ///
     /// # Errors
     /// The connection was lost, or the server stopped the stream.
@@ -220,7 +221,8 @@ impl Outbox {
 #[derive(Default)]
 pub struct TileStreams {
     open: Vec<(RecvStream, TilesDecoder)>,
-    /// Where a read goes; on the heap, and only once there is a stream, since thousands of clients never have one.
+    /// Where a read goes; on the heap, and only once there is a stream, since thousands of clients never
+    /// have one.
     buffer: Vec<u8>,
 }
 
@@ -236,8 +238,8 @@ impl TileStreams {
         self.open.is_empty()
     }
 
-    /// Waits for bytes on any of the streams, hands over the images that they complete, and says what a stream
-    /// was the answer to if it has ended. Cancel-safe; waits forever while there is no stream.
+    /// Waits for bytes on any of the streams, hands over the images that they complete, and says what a
+    /// stream was the answer to if it has ended. Cancel-safe; waits forever while there is no stream.
     ///
     /// # Errors
     /// The connection was lost, or the server broke the protocol.

@@ -1,9 +1,9 @@
 //! What is counted and timed while a run goes on.
 //!
-//! Each thread has counters and histograms of its own, which only its clients write; the coordinator reads them about
-//! once a second and at the end, and sums. So counting costs a client no shared cache line: counters are relaxed
-//! atomics that no other thread writes, and the histograms' locks are free but for that one reader. What is rare
-//! (a connection that comes, goes or fails) is counted in one place for all.
+//! Each thread has counters and histograms of its own, which only its clients write; the coordinator reads
+//! them about once a second and at the end, and sums. So counting costs a client no shared cache line:
+//! counters are relaxed atomics that no other thread writes, and the histograms' locks are free but for
+//! that one reader. What is rare (a connection that comes, goes or fails) is counted in one place for all.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,14 +12,15 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// Longest time that a histogram tells apart from longer ones. Paints expire after 10 s and connecting after the
-/// connect timeout, so nearly nothing is near it; larger costs memory by its logarithm only.
+/// Longest time that a histogram tells apart from longer ones. Paints expire after 10 s and connecting
+/// after the connect timeout, so nearly nothing is near it; larger costs memory by its logarithm only.
 const LONGEST: Duration = Duration::from_secs(3600);
-/// Significant digits of a histogram's values. A fourth would cost ten times the memory (some 200 KiB at three).
+/// Significant digits of a histogram's values. A fourth would cost ten times the memory (some 200 KiB at
+/// three).
 const DIGITS: u8 = 3;
 
-/// Causes of failure that are told apart. There are about twenty by name; a server that breaks the protocol in ever new ways
-/// must not fill the memory, or the report.
+/// Causes of failure that are told apart. There are about twenty by name; a server that breaks the protocol
+/// in ever new ways must not fill the memory, or the report.
 const MAX_CAUSES: usize = 64;
 /// What the rest is counted under.
 const OTHER_CAUSES: &str = "other causes";
@@ -69,7 +70,7 @@ counters! {
     timed,
     /// Those of them that a diff brought back.
     confirmed,
-    /// Those of them that no diff brought back in time: lost, or painted over within a tick.
+    /// Those of them that no diff brought back in time: lost, rejected, or painted over within a tick.
     unconfirmed,
     /// Watchers that came up.
     watchers,

@@ -1,7 +1,7 @@
 //! `--target`: what the user typed, checked before anything is started, and its addresses.
 //!
-//! A target is an `https` URL of scheme, host and port only. Everything else that a URL may carry is refused by
-//! name rather than ignored: a path or a user would suggest that it means something here.
+//! A target is an `https` URL of scheme, host and port only. Everything else that a URL may carry is
+//! refused by name rather than ignored: a path or a user would suggest that it means something here.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

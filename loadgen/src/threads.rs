@@ -1,8 +1,8 @@
 //! The threads that carry the load: one runtime each, on it a share of the sockets, and of the clients.
 //!
-//! Client `i` lives on thread `i % threads`, and there on each endpoint in turn, so that the first clients, which are
-//! the watchers, spread over all threads. Threads end when told to close, after the closes of their
-//! connections have gone out; they are not pinned, as several processes may share the cores.
+//! Client `i` lives on thread `i % threads`, and there on each endpoint in turn, so that the first clients,
+//! which are the watchers, spread over all threads. Threads end when told to close, after the closes of
+//! their connections have gone out; they are not pinned, as several processes may share the cores.
 
 use std::io;
 use std::net::UdpSocket;
@@ -63,7 +63,8 @@ impl Threads {
     }
 }
 
-/// One thread: its runtime, its endpoints and its clients, from their start to the close of the last connection.
+/// One thread: its runtime, its endpoints and its clients, from their start to the close of the last
+/// connection.
 fn carry_load(shared: Arc<Shared>, thread: usize, sockets: Vec<UdpSocket>) -> io::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let endpoints = sockets.into_iter().map(endpoint::open).collect::<io::Result<Vec<_>>>()?;

@@ -3,14 +3,15 @@
 //! Once painting has stopped, four things must hold, each within its time:
 //!
 //! 1. Every PAINT frame was acknowledged, once, with counts that add up; every watcher's PING was answered.
-//! 2. The canvas comes to rest: no watcher's mirror changes for some rounds of VERSIONS, in which watchers that missed
-//!    a last diff learn of it.
-//! 3. Every watcher's mirror equals a fresh snapshot to the byte, versions included. The snapshot comes on a new
-//!    connection, as tile images, and is not touched by the code that keeps mirrors. A watcher that differs may still
-//!    be repairing, so the comparison is repeated, with a newer snapshot, until time is up.
-//! 4. Every pixel that [`crate::witness`] is certain of has its colour in that snapshot, and the server counts no fewer
-//!    pixels applied than it acknowledged. If others painted too, which shows in that count, certainty is gone and the
-//!    first half is skipped.
+//! 2. The canvas comes to rest: no watcher's mirror changes for some rounds of VERSIONS, in which watchers
+//!    that missed a last diff learn of it.
+//! 3. Every watcher's mirror equals a fresh snapshot to the byte, versions included. The snapshot comes on
+//!    a new connection, as tile images, and is not touched by the code that keeps mirrors. A watcher that
+//!    differs may still be repairing, so the comparison is repeated, with a newer snapshot, until time is
+//!    up.
+//! 4. Every pixel that [`crate::witness`] is certain of has its colour in that snapshot, and the server
+//!    counts no fewer pixels applied than it acknowledged. If others painted too, which shows in that
+//!    count, certainty is gone and the first half is skipped.
 //!
 //! The coordinator sends a round's snapshot to all watchers by reference; each compares on its own thread.
 
@@ -33,7 +34,8 @@ use crate::stats::Totals;
 /// Time for the last PAINT frames and the watchers' PINGs to be answered. Ticks are tens of milliseconds; a
 /// server that takes longer has lost them.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time beyond [`crate::cli::Settings::rest`] for the canvas to come to rest: repairs of a whole canvas past a byte budget.
+/// Time beyond [`crate::cli::Settings::rest`] for the canvas to come to rest: repairs of a whole canvas
+/// past a byte budget.
 const REST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time for the mirrors to become equal to a snapshot, several rounds of repair.
 const EQUAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,8 +46,8 @@ const COMPARE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often to look whether something has come to pass.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Verifies a run whose clients have been told to be quiet. `before` are the server's figures from its start. Returns how
-/// many pixels' colours were proven; none if others painted too.
+/// Verifies a run whose clients have been told to be quiet. `before` are the server's figures from its
+/// start. Returns how many pixels' colours were proven; none if others painted too.
 ///
 /// # Errors
 /// What does not hold.
@@ -92,7 +94,8 @@ fn no_fault(shared: &Shared) -> Result<(), String> {
 
 /// Every frame sent has been settled.
 fn counts_add_up(totals: &Totals) -> Result<(), String> {
-    match totals.frames_sent - totals.frames_settled {
+    // Saturating, as counters go on while they are read.
+    match totals.frames_sent.saturating_sub(totals.frames_settled) {
         0 => Ok(()),
         open => Err(format!(
             "{open} of {} PAINT frames were not acknowledged within {} s",
@@ -108,7 +111,7 @@ async fn answers_came(shared: &Shared) -> Result<(), String> {
         no_fault(shared)?;
         let totals = shared.stats.totals();
         let frames = counts_add_up(&totals);
-        let waiting = totals.watchers - totals.watchers_settled;
+        let waiting = totals.watchers.saturating_sub(totals.watchers_settled);
         if frames.is_ok() && waiting == 0 {
             return Ok(());
         }
@@ -143,7 +146,8 @@ async fn at_rest(shared: &Shared) -> Result<(), String> {
         }
         if now - start >= limit {
             return Err(format!(
-                "the canvas did not come to rest within {} s: diffs or repairs still arrive. Does somebody else paint?",
+                "the canvas did not come to rest within {} s, diffs or repairs still arrive; \
+                 does somebody else paint?",
                 limit.as_secs_f64()
             ));
         }
@@ -186,8 +190,8 @@ fn certain_pixels(shared: &Shared, snapshot: &Snapshot, applied: u64) -> Result<
         let found = snapshot.pixel(pixel.x, pixel.y);
         if found != Some(pixel.colour) {
             return Err(format!(
-                "pixel ({}, {}) was painted once, in colour {}, and acknowledged as applied, but the snapshot has \
-                 colour {} there",
+                "pixel ({}, {}) was painted once, in colour {}, and acknowledged as applied, \
+                 but the snapshot has colour {} there",
                 pixel.x,
                 pixel.y,
                 pixel.colour,
@@ -343,11 +347,13 @@ mod tests {
         };
         let mut mirror = Mirror::new(geometry, MirrorOptions::default());
         let mut snapshot = Snapshot::new(geometry);
-        for image in mirrored.map(image) {
+        if let Some(image) = mirrored.map(image) {
             mirror.on_image(TilesReason::Snapshot, &image).unwrap();
         }
         mirror.on_snapshot_end();
-        taken.map(image).iter().for_each(|image| snapshot.put(image));
+        if let Some(image) = taken.map(image) {
+            snapshot.put(&image);
+        }
         let snapshot = snapshot.complete(TilesReason::Snapshot).unwrap();
         snapshot.difference(&mirror).map(|difference| difference.to_string())
     }
@@ -362,8 +368,8 @@ mod tests {
     fn a_difference_names_tile_pixel_colours_and_versions() {
         assert_eq!(
             difference(Some((3, 9)), Some((4, 7))).unwrap(),
-            "tile 5 is at version 3 in its mirror, and at 4 in the snapshot; the first different pixel is (129, 65), \
-             colour 9 in the mirror and 7 in the snapshot"
+            "tile 5 is at version 3 in its mirror, and at 4 in the snapshot; \
+             the first different pixel is (129, 65), colour 9 in the mirror and 7 in the snapshot"
         );
         assert_eq!(
             difference(None, Some((1, 0))).unwrap(),

@@ -1,7 +1,8 @@
-//! What only watchers do: keep a mirror of the canvas, have it repaired, time their paints, answer rounds of `--verify`.
+//! What only watchers do: keep a mirror of the canvas, have it repaired, time their paints, answer rounds
+//! of `--verify`.
 //!
-//! A watcher belongs to one client and is called from that client's loop only. The mirror decides what to apply and
-//! what to ask for again; this module brings it what comes in, and sends what it asks for.
+//! A watcher belongs to one client and is called from that client's loop only. The mirror decides what to
+//! apply and what to ask for again; this module brings it what comes in, and sends what it asks for.
 
 use std::collections::hash_map::{Entry, HashMap};
 use std::sync::Arc;
@@ -30,10 +31,11 @@ use crate::verify::{Round, Verdict};
 const HOUSEKEEPING: Duration = Duration::from_millis(200);
 /// Time between two PINGs.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// Age at which a paint that no diff brought back counts as unconfirmed. Two hundred ticks: what has not come by then was
-/// lost or painted over. Longer costs memory, shorter calls the slow lost.
+/// Age at which a paint that no diff brought back counts as unconfirmed. Two hundred ticks: what has not
+/// come by then was lost or painted over. Longer costs memory, shorter calls the slow lost.
 const EXPIRY: Duration = Duration::from_secs(10);
-/// How often to draw again for a pixel that can be timed before taking any. On all but tiny canvases the first will do.
+/// How often to draw again for a pixel that can be timed before taking any. On all but tiny canvases the
+/// first will do.
 const DRAWS: usize = 8;
 
 /// What a watcher woke up for, beside what every client waits for.
@@ -202,8 +204,9 @@ impl Watcher {
         }
     }
 
-    /// A pixel to paint: at random, but one whose diff cannot be mistaken for another's, if a few draws find one: not
-    /// of its present colour, for which there may be no diff, and not one that waits for its diff already.
+    /// A pixel to paint: at random, but one whose diff cannot be mistaken for another's, if a few draws
+    /// find one: not of its present colour, for which there may be no diff, and not one that waits for its
+    /// diff already.
     pub fn choose(&self, shape: &CanvasShape, rng: &mut impl Rng) -> Pixel {
         let mut pixel = random_pixel(shape, rng);
         for _ in 1..DRAWS {
@@ -216,7 +219,8 @@ impl Watcher {
         pixel
     }
 
-    /// The client painted this pixel, which was due then. It is timed unless an earlier paint of the same pixel is.
+    /// The client painted this pixel, which was due then. It is timed unless an earlier paint of the same
+    /// pixel is.
     pub fn painted(&mut self, pixel: Pixel, due: Instant, stats: &ThreadStats) {
         if let Entry::Vacant(entry) = self.unconfirmed.entry((pixel.x, pixel.y)) {
             entry.insert((pixel.colour, due));

@@ -1,9 +1,9 @@
 //! Pixels whose final colour is known for certain, and must be in the server's canvas at the end.
 //!
-//! Painters do not know of each other, and between two that paint the same pixel the server decides. But a pixel
-//! that only one of this process's clients painted, only once, with a PAINT frame that the server acknowledged as
-//! applied, has that colour in the end, whatever else happened. This table finds those pixels: one word a pixel,
-//! shared by all threads, touched once a paint and once an acknowledgement.
+//! Painters do not know of each other, and between two that paint the same pixel the server decides. But a
+//! pixel that only one of this process's clients painted, only once, with a PAINT frame that the server
+//! acknowledged as applied, has that colour in the end, whatever else happened. This table finds those
+//! pixels: one word a pixel, shared by all threads, touched once a paint and once an acknowledgement.
 
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 

@@ -1,8 +1,27 @@
-//! stub
+//! A shared pixel canvas, served over QUIC from AF_XDP sockets. The program is `xdp-server`; this library is what it is
+//! made of, and what its tests and benchmarks use.
+//!
+//! | module | question that it answers |
+//! |---|---|
+//! | [`net`] | how do packets enter and leave? AF_XDP, sockets, a simulated network; never sees QUIC |
+//! | [`quic`] | which packet belongs to which connection? never sees a file descriptor |
+//! | [`session`] | what does a connection mean to the canvas? |
+//! | [`link`] | what do threads share? |
+//! | [`worker`] | the loop in which net, quic and session meet |
+//! | [`master`] | the canvas's one writer |
+//! | [`host`] | cores, queues and NUMA nodes, and where the threads go |
+//! | [`cli`], [`state`], [`report`] | what was asked for, what is kept, what is said |
+//! | [`server`] | all of it, from start to end |
+
+pub mod cli;
+pub mod host;
 pub mod link;
 pub mod master;
 pub mod net;
 pub mod quic;
+pub mod report;
+pub mod server;
 pub mod session;
+pub mod state;
 pub mod stats;
 pub mod worker;

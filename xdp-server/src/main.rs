@@ -1,2 +1,30 @@
-//! stub
-fn main() {}
+//! `xdp-server`: see the library of the same name, and `--help`.
+
+use std::process::ExitCode;
+
+/// One allocator for Rust and, being unprefixed, for C: BoringSSL's state of each connection comes from here too.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// jemalloc's settings, read by it at its first call. `thp:always` puts its extents on transparent huge pages, where the
+/// connections' state then is; `metadata_thp:auto` its own tables too; the decay times give the memory of a storm of
+/// connections back within ten seconds.
+#[expect(unsafe_code, reason = "the symbol is jemalloc's documented way to be configured at build time")]
+// SAFETY: the name is jemalloc's own, and nothing else in the program defines it.
+#[unsafe(export_name = "malloc_conf")]
+pub static MALLOC_CONF: &std::ffi::CStr =
+    c"thp:always,metadata_thp:auto,dirty_decay_ms:10000,muzzy_decay_ms:0";
+
+fn main() -> ExitCode {
+    let settings = match xdp_server::cli::parse() {
+        Ok(settings) => settings,
+        Err(error) => return error.report(),
+    };
+    match xdp_server::server::run(&settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

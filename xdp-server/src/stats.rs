@@ -1,6 +1,6 @@
 //! Counters that cross threads: written by their one owner, read by whoever reports.
 //!
-//! A worker (or the master) counts in plain integers on its own cache lines, and copies them into its [`Published`] cell
+//! A worker (or the master) counts in plain integers on its own cache lines, and copies them into its [`WorkerCell`]
 //! about once a millisecond, in housekeeping: the packet path touches no shared line. A reader takes a snapshot whenever
 //! it likes; fields of one snapshot may be a millisecond apart from each other.
 
@@ -126,6 +126,8 @@ counters! {
         tiles_sent,
         /// Ticks that this worker skipped because it was more than its queue behind.
         ticks_missed,
+        /// Gauge: 1 when the drain has told every client.
+        drained,
         /// Turns of the worker's loop.
         turns,
         /// Of those: turns that found something to do.

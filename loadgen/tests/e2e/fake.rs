@@ -1,8 +1,8 @@
 //! A small canvas/1 server on quinn, for tests of the load generator: honest, or faulty in one chosen way.
 //!
 //! It has the canvas crate's server side (tiles, total order, ticks and their packing) and none of the real
-//! server's: one thread, one lock, every watcher has the whole canvas in view. What it serves is right; what a [`Fault`]
-//! makes wrong, `--verify` must find.
+//! server's: one thread, one lock, every watcher has the whole canvas in view. What it serves is right;
+//! what a [`Fault`] makes wrong, `--verify` must find.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -34,9 +34,9 @@ pub enum Fault {
     None,
     /// Loses every fifth datagram to watchers: no fault, but what networks do.
     LoseDiffs,
-    /// Leaves one changed pixel out of a diff.
+    /// Leaves one changed pixel out of each tick's diffs. (Of just one tick's it might be painted over.)
     DropPixel,
-    /// Sends snapshots, except to watchers, with a wrong pixel.
+    /// Sends snapshots, except to watchers, with one wrong pixel.
     CorruptTile,
     /// Acknowledges no PAINT frame.
     NeverAck,
@@ -123,7 +123,6 @@ struct State {
     applied: u64,
     rejected: u64,
     datagrams: u64,
-    dropped_pixel: bool,
 }
 
 impl State {
@@ -143,7 +142,6 @@ impl State {
             applied: 0,
             rejected: 0,
             datagrams: 0,
-            dropped_pixel: false,
         }
     }
 
@@ -188,7 +186,7 @@ impl State {
     fn broadcast(&mut self) {
         let tick = self.canvas.tick();
         let view = self.canvas.geometry().all_tiles();
-        let mut payloads = Vec::new();
+        let (mut payloads, mut dropped) = (Vec::new(), false);
         tick.pack_diffs(&view, |payload| payloads.push(payload.to_vec()));
         tick.pack_versions(&view, |payload| payloads.push(payload.to_vec()));
         for mut payload in payloads {
@@ -196,9 +194,8 @@ impl State {
             if self.fault == Fault::LoseDiffs && self.datagrams.is_multiple_of(5) {
                 continue;
             }
-            // Late enough that the watchers have their snapshots.
-            if self.fault == Fault::DropPixel && !self.dropped_pixel && tick.number() > 20 {
-                self.dropped_pixel = drop_pixel(&mut payload);
+            if self.fault == Fault::DropPixel && !dropped {
+                dropped = drop_pixel(&mut payload);
             }
             for watcher in &self.watchers {
                 let _ = watcher.send_datagram(payload.clone().into());
@@ -262,7 +259,8 @@ async fn serve(connection: Connection, state: Arc<Mutex<State>>) -> Option<()> {
         tokio::select! {
             datagram = connection.read_datagram() => {
                 let datagram = datagram.ok()?;
-                let ClientDatagram::Paint { pixels, .. } = ClientDatagram::decode(&datagram).expect("a valid PAINT");
+                let paint = ClientDatagram::decode(&datagram).expect("a valid PAINT");
+                let ClientDatagram::Paint { pixels, .. } = paint;
                 state.lock().unwrap().paint(pixels);
             }
             chunk = recv.read_chunk(1 << 16, true) => {

@@ -1,5 +1,5 @@
-//! Whole runs against a server in the same process, honest and faulty. Verification is worth something only if it
-//! fails where it should: each fault of the server has a test that demands to be told of it.
+//! Whole runs against a server in the same process, honest and faulty. Verification is worth something only
+//! if it fails where it should: each fault of the server has a test that demands to be told of it.
 
 use std::time::{Duration, Instant};
 

@@ -71,7 +71,7 @@ impl Master {
         busy
     }
 
-    /// Applies what worker `worker` queued. `false`: nothing.
+    /// Applies what worker `worker` queued. `false`: nothing, or the worker has no room for the answers.
     fn drain_worker(&mut self, worker: usize) -> bool {
         let port = &mut self.ports[worker];
         let waiting = port.paints.slots().min(self.drain);
@@ -144,8 +144,14 @@ impl Master {
         self.shared.master.publish(&self.stats);
     }
 
+    /// Applies and publishes whatever was accepted until now: the last act.
+    pub fn finish(&mut self) {
+        while (0..self.ports.len()).fold(false, |any, worker| self.drain_worker(worker) | any) {}
+        self.publish_tick();
+    }
+
     /// Runs until the phase is [`Phase::Stop`]. `sleepy`: the core is shared, so sleep when there is nothing to do.
-    pub fn run(mut self, sleepy: bool) -> Self {
+    pub fn run(mut self, sleepy: bool) {
         let mut last = Instant::now();
         let mut busy = false;
         while self.shared.phase() != Phase::Stop {
@@ -162,7 +168,7 @@ impl Master {
                 }
             }
         }
-        self
+        self.finish();
     }
 
     /// Sleeps until the next tick, or until a worker has something that does not wait for it: the end of a PAINT frame,

@@ -17,9 +17,12 @@
 //! Nothing here allocates, blocks (but for `wait`) or panics on any input. Bad packets are counted by cause in
 //! [`IoCounters`].
 
+pub mod checksum;
+pub mod frame;
 pub mod sim;
 mod sleep;
 pub mod socket;
+pub mod xdp;
 
 use std::io;
 use std::net::SocketAddr;
@@ -139,6 +142,12 @@ pub trait PacketIo {
     /// # Errors
     /// Whatever poll(2) says but `EINTR`, which is a normal return.
     fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// The descriptor that becomes readable when there is something to receive, for a backend that runs beside another
+    /// one, which then waits for both. `None`: never beside another one.
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Counters since start. May cost a system call: housekeeping, not the packet path.
     fn counters(&mut self) -> IoCounters;

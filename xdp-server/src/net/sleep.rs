@@ -7,8 +7,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, ppoll};
 use nix::sys::time::TimeSpec;
 
-/// Longest sleep. Far longer than any timer of the server, and far shorter than what `timespec` can hold, which
-/// ppoll(2) would refuse.
+/// Longest sleep. Far longer than any timer of the server, and far shorter than what `timespec` can hold,
+/// which ppoll(2) would refuse.
 const LONGEST: Duration = Duration::from_secs(3600);
 
 /// Sleeps until one of `fds` is ready, a signal comes, or `timeout` (at most an hour) has passed.

@@ -14,7 +14,7 @@ const ACK_EVERY: u8 = 8;
 
 /// Where a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum Life {
     /// The handshake is not complete.
     Handshake,
     /// Complete; messages flow.
@@ -116,7 +116,7 @@ pub struct Conn {
     /// Ways to the client.
     pub paths: Paths,
     /// Where it is in its life.
-    pub stage: Stage,
+    pub life: Life,
     /// Acknowledgements owed.
     pub acks: AckClock,
     /// It is in the queue of connections that have something to send.

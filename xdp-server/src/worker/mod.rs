@@ -22,6 +22,7 @@ mod receive;
 mod transmit;
 
 use crate::link::{Phase, WorkerLink};
+use crate::master::Master;
 use crate::net::{PacketIo, Path};
 use crate::quic::cid::CidCodec;
 use crate::quic::config::QuicSettings;
@@ -32,7 +33,7 @@ use crate::session::{Context, SessionSettings};
 use canvas::codes::CloseCode;
 use canvas::palette::Palette;
 use canvas::tiles::TileReader;
-use conn::{Conn, Stage};
+use conn::{Conn, Life};
 use fanout::Fanout;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -103,6 +104,37 @@ pub struct Worker<I> {
     idle_since: Option<Instant>,
     last_turn: Instant,
     next_housekeeping: Instant,
+}
+
+/// What a worker's thread does besides: the master, where cores are few.
+trait Stage {
+    /// Does a bounded amount of work; `false`: there was none.
+    fn turn(&mut self, now: Instant) -> bool;
+    /// When there is work by the clock; `None`: never.
+    fn next_due(&self) -> Option<Instant>;
+}
+
+/// Nothing besides.
+struct Alone;
+
+impl Stage for Alone {
+    fn turn(&mut self, _now: Instant) -> bool {
+        false
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        None
+    }
+}
+
+impl Stage for Master {
+    fn turn(&mut self, now: Instant) -> bool {
+        Master::turn(self, now)
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        Some(self.next_tick())
+    }
 }
 
 /// A packet that belongs to no connection: Version Negotiation, a stateless reset.
@@ -214,34 +246,47 @@ impl<I: PacketIo> Worker<I> {
         busy
     }
 
-    /// Runs until the drain is done, then until the phase is [`Phase::Stop`] if `linger` (others need the stage that this
-    /// thread carries). `sleepy`: the core is shared, so sleep when there is nothing to do; `extra_due` says when the
-    /// extra stage has something to do by the clock.
-    pub fn run<E: FnMut(Instant) -> bool>(
-        mut self,
-        sleepy: bool,
-        linger: bool,
-        extra: &mut E,
-        extra_due: impl Fn(&E) -> Option<Instant>,
-    ) {
+    /// What memory the connection table got.
+    pub fn memory(&self) -> hugepages::Report {
+        self.core.table.report()
+    }
+
+    /// Runs until the drain is done, or the phase is [`Phase::Stop`]. `sleepy`: the core is shared, so sleep when there is
+    /// nothing to do. Returns the packet I/O, to be closed when the program that feeds it has been detached.
+    pub fn run(self, sleepy: bool) -> I {
+        self.run_with(sleepy, &mut Alone)
+    }
+
+    /// Likewise, with the master as a stage of each turn; since the other workers need it, only [`Phase::Stop`] ends this.
+    pub fn run_with_master(self, sleepy: bool, master: &mut Master) -> I {
+        self.run_with(sleepy, master)
+    }
+
+    fn run_with(mut self, sleepy: bool, stage: &mut impl Stage) -> I {
         let shared = self.core.ctx.link.shared.clone();
         loop {
             let now = Instant::now();
             match shared.phase() {
                 Phase::Stop => break,
-                Phase::Drain if self.drained(now) && !linger => break,
+                Phase::Drain if self.drained(now) => {
+                    self.core.ctx.stats.drained = 1;
+                    if stage.next_due().is_none() {
+                        break;
+                    }
+                }
                 _ => {}
             }
-            if self.turn(now, extra) {
+            if self.turn(now, &mut |now| stage.turn(now)) {
                 self.idle_since = None;
             } else if !sleepy {
                 std::hint::spin_loop();
             } else if now.duration_since(*self.idle_since.get_or_insert(now)) >= SPIN {
-                self.sleep(now, extra_due(extra));
+                self.sleep(now, stage.next_due());
             }
         }
         self.io.flush(Instant::now());
         self.publish();
+        self.io
     }
 
     /// True when every client has been told good-bye, or the time for it is up.
@@ -266,7 +311,7 @@ impl<I: PacketIo> Worker<I> {
         }
     }
 
-    fn sleep(&mut self, now: Instant, extra_due: Option<Instant>) {
+    fn sleep(&mut self, now: Instant, stage_due: Option<Instant>) {
         self.publish();
         let link = &self.core.ctx.link;
         let shared = link.shared.clone();
@@ -277,7 +322,7 @@ impl<I: PacketIo> Worker<I> {
             && shared.no_strays(link.index)
             && (shared.phase() == Phase::Run || self.core.drain.is_some());
         if quiet {
-            let due = [self.core.wheel.next_deadline(LONGEST_SLEEP), extra_due];
+            let due = [self.core.wheel.next_deadline(LONGEST_SLEEP), stage_due];
             let until = due.into_iter().flatten().min().unwrap_or(now + LONGEST_SLEEP);
             let timeout = until.saturating_duration_since(now).min(LONGEST_SLEEP);
             if self.io.wait(timeout, waker.fd()).is_err() {
@@ -409,7 +454,7 @@ impl Core {
     /// Keeps the list of subscribers in step with what the session of `slot` wants.
     fn update_subscription(&mut self, slot: u32) {
         let Some(conn) = self.table.get_mut(slot) else { return };
-        let wanted = conn.stage == Stage::Open && conn.session.is_subscriber();
+        let wanted = conn.life == Life::Open && conn.session.is_subscriber();
         match conn.subscriber {
             None if wanted => conn.subscriber = Some(self.fanout.add(slot)),
             Some(place) if !wanted => {

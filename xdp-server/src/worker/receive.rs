@@ -1,6 +1,6 @@
 //! From a packet to its connection: routing by connection ID, accepting, refusing, resetting.
 
-use super::conn::{AckClock, Conn, Paths, Stage};
+use super::conn::{AckClock, Conn, Life, Paths};
 use super::{Core, REFUSAL_SLOTS, Stateless};
 use crate::link::{Phase, Stray};
 use crate::net::{MAX_TX_PAYLOAD, Path};
@@ -163,7 +163,7 @@ impl Core {
                 quic,
                 session: Session::new(slot, generation, ctx, now),
                 paths: Paths::new(path),
-                stage: if full { Stage::Refused } else { Stage::Handshake },
+                life: if full { Life::Refused } else { Life::Handshake },
                 acks: AckClock::default(),
                 queued: false,
                 subscriber: None,
@@ -207,9 +207,9 @@ impl Core {
             self.supply_ids(slot);
         }
         let Some(conn) = self.table.get_mut(slot) else { return };
-        match conn.stage {
-            Stage::Open => {}
-            Stage::Handshake | Stage::Refused if conn.quic.is_established() => {
+        match conn.life {
+            Life::Open => {}
+            Life::Handshake | Life::Refused if conn.quic.is_established() => {
                 return self.established(slot, now);
             }
             _ => return self.make_ready(slot),
@@ -273,12 +273,12 @@ impl Core {
         let Some(conn) = self.table.get_mut(slot) else { return };
         self.ctx.stats.handshakes_completed += 1;
         conn.since = now;
-        if conn.stage == Stage::Refused {
+        if conn.life == Life::Refused {
             self.ctx.stats.refused_full += 1;
             let reason = "this worker's connection table is full";
             return self.close(slot, Close { code: CloseCode::ServerFull, reason });
         }
-        conn.stage = Stage::Open;
+        conn.life = Life::Open;
         conn.session.established(&conn.quic);
         self.supply_ids(slot);
         if self.ctx.link.shared.phase() != Phase::Run {

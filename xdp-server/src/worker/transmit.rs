@@ -1,6 +1,6 @@
 //! From connections to packets; timers; closing.
 
-use super::conn::{Conn, Stage};
+use super::conn::{Conn, Life};
 use super::receive::HANDSHAKE_LIMIT;
 use super::{Core, SEND_BUDGET, TIMER_BUDGET};
 use crate::net::PacketIo;
@@ -53,7 +53,7 @@ impl Core {
     fn transmit_one<I: PacketIo>(&mut self, slot: u32, io: &mut I, now: Instant) -> bool {
         self.blocked = false;
         let Some(conn) = self.table.get_mut(slot) else { return false };
-        if conn.stage == Stage::Open && conn.session.has_output() {
+        if conn.life == Life::Open && conn.session.has_output() {
             match conn.session.pump(&mut conn.quic, &mut self.ctx, now) {
                 Ok(Some(wait)) => self.wheel.arm(slot, now + wait),
                 Ok(None) => {}
@@ -115,11 +115,11 @@ impl Core {
 
     fn on_timer(&mut self, slot: u32, now: Instant) {
         let Some(conn) = self.table.get_mut(slot) else { return };
-        if conn.stage == Stage::Handshake && now.duration_since(conn.since) >= HANDSHAKE_LIMIT {
+        if conn.life == Life::Handshake && now.duration_since(conn.since) >= HANDSHAKE_LIMIT {
             return self.remove(slot);
         }
         if let Some(id) = conn.initial
-            && conn.stage != Stage::Handshake
+            && conn.life != Life::Handshake
             && now.duration_since(conn.since) >= INITIAL_MEMORY
         {
             conn.initial = None;
@@ -140,7 +140,7 @@ impl Core {
         if send {
             return self.make_ready(slot); // transmitting arms the timer again
         }
-        let handshake = (conn.stage == Stage::Handshake).then(|| conn.since + HANDSHAKE_LIMIT);
+        let handshake = (conn.life == Life::Handshake).then(|| conn.since + HANDSHAKE_LIMIT);
         if let Some(next) = [quic_due, conn.acks.due(), handshake].into_iter().flatten().min() {
             self.wheel.arm(slot, next);
         }
@@ -163,7 +163,7 @@ impl Core {
     /// The connection in `slot` is over for the canvas; QUIC may still have to say good-bye.
     pub fn leave(&mut self, slot: u32) {
         let Some(conn) = self.table.get_mut(slot) else { return };
-        conn.stage = Stage::Closing;
+        conn.life = Life::Closing;
         if let Some(timeout) = conn.quic.timeout_instant() {
             self.wheel.arm(slot, timeout);
         }

@@ -1,10 +1,10 @@
 //! A client on quiche, turned by hand.
 
+use canvas::Geometry;
 use canvas::codec::control::{ClientFrame, Decoded, PaintAck, ServerFrame, ServerStats};
 use canvas::codec::datagram::ClientDatagram;
 use canvas::codec::tiles::{TilesDecoder, TilesReason};
 use canvas::codec::{Entry, Pixel, Pixels, TileVersions};
-use canvas::Geometry;
 use canvas::codes::{ALPN, HELLO_DIFFS, HELLO_SNAPSHOT, MIN_DATAGRAM_FRAME_SIZE};
 use canvas::mirror::{Mirror, MirrorOptions};
 use std::collections::HashMap;

@@ -146,7 +146,11 @@ fn views_bring_images_once_and_diffs_from_then_on() {
     assert_eq!(beside, 0, "no record of a tile that is not in view");
     world.clients[viewer].repair(&[(11, 0), (5, 0), (12, 0), (u32::MAX, 0)]);
     world.until("the repair", |world| world.clients[viewer].images.len() == 3);
-    assert_eq!(world.clients[viewer].images[2], (TilesReason::Repair, vec![5, 11]), "outside ids are skipped");
+    assert_eq!(
+        world.clients[viewer].images[2],
+        (TilesReason::Repair, vec![5, 11]),
+        "outside ids are skipped"
+    );
 }
 
 #[test]
@@ -266,7 +270,10 @@ fn violations_close_and_mistakes_are_counted() {
     world.until("the hundredth", |world| world.clients[client].close_code().is_some());
     assert_eq!(world.clients[client].close_code(), Some(1));
     let stats = world.stats();
-    assert_eq!((stats.datagrams_unknown, stats.datagrams_malformed, stats.protocol_violations), (120, 100, 6));
+    assert_eq!(
+        (stats.datagrams_unknown, stats.datagrams_malformed, stats.protocol_violations),
+        (120, 100, 6)
+    );
 }
 
 #[test]
@@ -274,9 +281,14 @@ fn a_drain_tells_and_then_closes() {
     let mut world = World::new(&Options { workers: 2, ..Options::default() });
     let clients = [world.join(0, ClientOptions::default()), world.join(1, ClientOptions::painter())];
     world.drain();
-    world.until("the closes", |world| clients.iter().all(|client| world.clients[*client].close_code().is_some()));
+    world.until("the closes", |world| {
+        clients.iter().all(|client| world.clients[*client].close_code().is_some())
+    });
     for client in clients {
-        assert_eq!((world.clients[client].notices.as_slice(), world.clients[client].close_code()), (&[5][..], Some(5)));
+        assert_eq!(
+            (world.clients[client].notices.as_slice(), world.clients[client].close_code()),
+            (&[5][..], Some(5))
+        );
     }
     let late = world.connect(0, ClientOptions::painter());
     world.run(Duration::from_millis(100));

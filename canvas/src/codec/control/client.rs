@@ -16,7 +16,8 @@ pub enum ClientFrame<'a> {
         /// What entitles the client; at most [`MAX_TOKEN`] bytes.
         token: &'a [u8],
     },
-    /// The half-open rectangle that the client wants to see; [`crate::Geometry::tile_rect`] makes tiles of it.
+    /// The half-open rectangle that the client wants to see; [`crate::Geometry::tile_rect`] makes tiles of
+    /// it.
     View {
         /// Left edge.
         x0: u16,

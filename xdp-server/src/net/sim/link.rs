@@ -18,8 +18,8 @@ struct Held {
     remaining: usize,
 }
 
-/// The SplitMix64 generator (Steele, Lea and Flood, 2014): small, and the same on every machine and in every release,
-/// which is what a seed in a bug report needs.
+/// The SplitMix64 generator (Steele, Lea and Flood, 2014): small, and the same on every machine and in every
+/// release, which is what a seed in a bug report needs.
 pub(super) struct Random(u64);
 
 impl Random {
@@ -98,8 +98,8 @@ impl Direction {
         }
     }
 
-    /// Takes the next packet. Finding none ages those held back as a packet would, so that the last ones arrive too:
-    /// `None` while [`is_empty`](Self::is_empty) is false means "come again".
+    /// Takes the next packet. Finding none ages those held back as a packet would, so that the last ones
+    /// arrive too: `None` while [`is_empty`](Self::is_empty) is false means "come again".
     pub(super) fn take(&mut self) -> Option<Packet> {
         if self.ready.is_empty() {
             self.age();

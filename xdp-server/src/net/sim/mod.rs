@@ -1,22 +1,25 @@
-//! The `sim` backend: a network in memory, for tests of a whole worker against real QUIC clients, without sockets or
-//! privileges, with every misfortune of a real network and all of it decided by a seed.
+//! The `sim` backend: a network in memory, for tests of a whole worker against real QUIC clients, without
+//! sockets or privileges, with every misfortune of a real network and all of it decided by a seed.
 //!
-//! It is public for the tests of this and other crates. No flag of the program names it, and nothing in the program
-//! makes one, so a server never runs on it.
+//! It is public for the tests of this and other crates. No flag of the program names it, and nothing in the
+//! program makes one, so a server never runs on it.
 //!
 //! Theory of operation
 //! -------------------
-//! A [`SimNet`] connects one server of some queues, each with its [`SimIo`], to any number of [`SimClient`]s. Each
-//! queue and each client has an inbox. On the way into it a packet may be lost, doubled, or held back until up to
-//! `reorder_distance` younger packets of that inbox have overtaken it. Time plays no part: a packet moves when somebody
-//! sends, flushes or polls, so a single-threaded test is repeatable to the last packet. An inbox that is polled when dry
-//! brings what it holds back one packet nearer, so nothing is held for ever.
+//! A [`SimNet`] connects one server of some queues, each with its [`SimIo`], to any number of [`SimClient`]s.
+//! Each queue and each client has an inbox. On the way into it a packet may be lost, doubled, or held back
+//! until up to `reorder_distance` younger packets of that inbox have overtaken it. Time plays no part: a
+//! packet moves when somebody sends, flushes or polls, so a single-threaded test is repeatable to the last
+//! packet. An inbox that is polled when dry brings what it holds back one packet nearer, so nothing is held
+//! for ever.
 //!
-//! A client's packets enter by the queue that the client is set to, as RSS would choose, and carry its address as the
-//! peer's. [`SimClient::rebind`] changes both as a NAT does: what is sent to the old address is lost from then on.
+//! A client's packets enter by the queue that the client is set to, as RSS would choose, and carry its
+//! address as the peer's. [`SimClient::rebind`] changes both as a NAT does: what is sent to the old address
+//! is lost from then on.
 //!
-//! All state is behind one lock, held only within calls, so that worker and clients may also run on threads of their
-//! own; then the seed still bounds, but no longer orders, what happens. [`PacketIo::wait`] really sleeps.
+//! All state is behind one lock, held only within calls, so that worker and clients may also run on threads
+//! of their own; then the seed still bounds, but no longer orders, what happens. [`PacketIo::wait`] really
+//! sleeps.
 
 mod link;
 #[cfg(test)]
@@ -48,7 +51,8 @@ pub struct SimConfig {
     pub reorder: f64,
     /// By how many younger packets at most a packet that is held back is overtaken.
     pub reorder_distance: usize,
-    /// Transmit buffers of each queue. They are free again after [`PacketIo::flush`]; few of them make `send` block.
+    /// Transmit buffers of each queue. They are free again after [`PacketIo::flush`]; few of them make `send`
+    /// block.
     pub tx_slots: usize,
     /// Packets that each queue's inbox takes before it drops more, as a kernel does for want of room.
     pub rx_slots: usize,
@@ -117,7 +121,8 @@ struct Queue {
 }
 
 impl Shared {
-    /// A test that failed while it held the lock has left nothing half done here: each change is complete in itself.
+    /// A test that failed while it held the lock has left nothing half done here: each change is complete in
+    /// itself.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,7 +155,8 @@ impl SimNet {
         Ok((net, ios))
     }
 
-    /// A client at `address` whose packets enter by `queue`. An address that another client has passes to this one.
+    /// A client at `address` whose packets enter by `queue`. An address that another client has passes to
+    /// this one.
     ///
     /// # Panics
     /// If there is no such queue.
@@ -200,7 +206,7 @@ impl SimClient {
         self.send_to(self.shared.server, payload);
     }
 
-    /// Sends `payload` to another address that the server is to think it has.
+    /// Sends `payload` to another of the server's addresses: what its [`Path::local`] will be.
     pub fn send_to(&self, server: SocketAddr, payload: &[u8]) {
         let Shared { config, .. } = &*self.shared;
         let path = Path { local: server, peer: self.address, link: config.link };
@@ -219,8 +225,8 @@ impl SimClient {
         let _ = self.shared.doorbells[self.queue].write(1);
     }
 
-    /// The next packet that has arrived, with the server's address that it came from. `None` may only mean that the
-    /// network holds packets back: see [`SimNet::is_idle`].
+    /// The next packet that has arrived, with the server's address that it came from. `None` may only mean
+    /// that the network holds packets back: see [`SimNet::is_idle`].
     pub fn recv(&self) -> Option<(SocketAddr, Vec<u8>)> {
         let packet = self.shared.lock().clients[self.id].take()?;
         Some((packet.path.local, packet.payload))
@@ -349,7 +355,8 @@ impl PacketIo for SimIo {
     fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> io::Result<()> {
         self.transmit();
         let doorbell = &self.shared.doorbells[self.queue];
-        // Silence the doorbell before looking: what is sent after the look rings it again. Nothing to silence is fine.
+        // Silence the doorbell before looking: what is sent after the look rings it again. Nothing to silence
+        // is fine.
         let _ = doorbell.read();
         if !self.shared.lock().queues[self.queue].inbox.is_empty() {
             return Ok(());

@@ -1,4 +1,5 @@
-//! Both ends of the simulated network together. What a direction does to packets is tested in [`super::link`].
+//! Both ends of the simulated network together. What a direction does to packets is tested in
+//! [`super::link`].
 
 use std::thread;
 

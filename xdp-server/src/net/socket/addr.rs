@@ -1,8 +1,9 @@
 //! Addresses in the kernel's form, and their canonical counterparts.
 //!
-//! Two things travel beside a datagram: the peer's address (a socket *name*) and the address on our side (a *packet
-//! info* control message, the only one that these sockets enable). An IPv6 socket speaks of IPv4 peers by v4-mapped
-//! addresses in both; above `net` those are plain IPv4, always. The conversion lives here and nowhere else.
+//! Two things travel beside a datagram: the peer's address (a socket *name*) and the address on our side (a
+//! *packet info* control message, the only one that these sockets enable). An IPv6 socket speaks of IPv4
+//! peers by v4-mapped addresses in both; above `net` those are plain IPv4, always. The conversion lives here
+//! and nowhere else.
 //!
 //! Everything is fixed-size plain data without pointers, so it may be copied and moved freely.
 
@@ -76,7 +77,8 @@ impl Name {
 
     /// The canonical address; `None` if the kernel wrote no name.
     pub(super) fn address(&self) -> Option<SocketAddr> {
-        // SAFETY: both variants are plain data that start with the family, at the same offset and of the same type.
+        // SAFETY: both variants are plain data that start with the family, at the same offset and of the same
+        // type.
         match i32::from(unsafe { self.v4.sin_family }) {
             libc::AF_INET => {
                 // SAFETY: the family says that this variant was written.
@@ -132,8 +134,9 @@ pub(super) union Control {
 }
 
 impl Control {
-    /// Makes a datagram leave from `local`: its address, and for a link-local one its interface. The port is the
-    /// socket's. An unspecified address leaves the choice to the kernel. `None` for an IPv6 address on an IPv4 socket.
+    /// Makes a datagram leave from `local`: its address, and for a link-local one its interface. The port is
+    /// the socket's. An unspecified address leaves the choice to the kernel. `None` for an IPv6 address on an
+    /// IPv4 socket.
     fn new(family: Family, local: &SocketAddr) -> Option<Self> {
         match (family, local) {
             (Family::V4, SocketAddr::V4(local)) => {
@@ -153,8 +156,8 @@ impl Control {
         }
     }
 
-    /// Our address, canonical, with `port`, that a received datagram was sent to. `used` is how many bytes of control
-    /// data the kernel wrote; `None` if that was no packet info.
+    /// Our address, canonical, with `port`, that a received datagram was sent to. `used` is how many bytes of
+    /// control data the kernel wrote; `None` if that was no packet info.
     pub(super) fn destination(&self, used: usize, port: u16) -> Option<SocketAddr> {
         if used < size_of::<libc::cmsghdr>() {
             return None;
@@ -172,8 +175,8 @@ impl Control {
                 // SAFETY: the header says that this variant was written.
                 let info = unsafe { self.v6.info };
                 let ip = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                // Only a link-local address means nothing without its interface; elsewhere it would give one address
-                // a different `SocketAddr` for each interface that its packets come in by.
+                // Only a link-local address means nothing without its interface; elsewhere it would give one
+                // address a different `SocketAddr` for each interface that its packets come in by.
                 let scope = if ip.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
                 Some(canonical(ip, port, scope))
             }

@@ -1,11 +1,13 @@
 //! Making the sockets: one port, one socket for each worker, and a clear word when that fails.
 //!
-//! The sockets form a `SO_REUSEPORT` group, over which the kernel spreads peers by a hash of their addresses. Their
-//! order in the group is the order of binding, hence that of the workers; a steering program would select by it.
+//! The sockets form a `SO_REUSEPORT` group, over which the kernel spreads peers by a hash of their addresses.
+//! Their order in the group is the order of binding, hence that of the workers; a steering program would
+//! select by it.
 //!
-//! `SO_REUSEPORT` alone would let a second server of the same user join the group and take a share of our packets. So the
-//! first socket is bound without it, which fails if anybody has the port, and opens the group only once the port is
-//! ours. A second server, doing the same, fails at its first socket: there is no moment at which both could succeed.
+//! `SO_REUSEPORT` alone would let a second server of the same user join the group and take a share of our
+//! packets. So the first socket is bound without it, which fails if anybody has the port, and opens the group
+//! only once the port is ours. A second server, doing the same, fails at its first socket: there is no moment
+//! at which both could succeed.
 
 use std::fmt;
 use std::io;
@@ -26,13 +28,13 @@ pub struct SocketConfig {
     pub listen: SocketAddr,
     /// Sockets in the group, one for each worker.
     pub workers: NonZeroUsize,
-    /// Receive buffer of each socket, in bytes of memory as the kernel accounts for it, before its own doubling
-    /// (socket(7)). It is a limit, not an allocation.
+    /// Receive buffer of each socket, in bytes of memory as the kernel accounts for it, before its own
+    /// doubling (socket(7)). It is a limit, not an allocation.
     pub rcvbuf: usize,
     /// Send buffer of each socket, likewise.
     pub sndbuf: usize,
-    /// Let reads poll the NIC's queue this long, with softirq processing of that queue deferred. Only for workers that
-    /// have their cores to themselves. `None` leaves the host's setting (`net.core.busy_read`).
+    /// Let reads poll the NIC's queue this long, with softirq processing of that queue deferred. Only for
+    /// workers that have their cores to themselves. `None` leaves the host's setting (`net.core.busy_read`).
     pub busy_poll: Option<Duration>,
 }
 
@@ -74,10 +76,7 @@ impl fmt::Display for SocketNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ipv4Only(bound) => {
-                write!(
-                    f,
-                    "this host has no IPv6: listening on {bound} only (--listen {bound} says so without this note)"
-                )
+                write!(f, "this host has no IPv6: listening on {bound} instead, as --listen {bound} would")
             }
             Self::ReceiveBuffer { asked, got } => write!(
                 f,
@@ -91,7 +90,7 @@ impl fmt::Display for SocketNote {
             ),
             Self::BusyPoll(error) => write!(
                 f,
-                "busy polling is off ({error}): it takes CAP_NET_ADMIN and Linux 5.11; run as root, or do not ask for it"
+                "busy polling is off ({error}): it takes CAP_NET_ADMIN and Linux 5.11, so run as root"
             ),
         }
     }
@@ -102,8 +101,8 @@ impl fmt::Display for SocketNote {
 pub enum BindError {
     /// Somebody has the port.
     #[error(
-        "cannot listen on {listen}: UDP port {port} is taken by another program, perhaps a second server. See which: \
-         sudo ss -ulpn 'sport = :{port}'. Stop it, or choose another port with --listen",
+        "cannot listen on {listen}: UDP port {port} is taken by another program, perhaps a second server. \
+         See which: sudo ss -ulpn 'sport = :{port}'. Stop it, or choose another port with --listen",
         port = listen.port()
     )]
     PortTaken {
@@ -135,8 +134,8 @@ pub enum BindError {
     },
     /// A link-local address is on every link.
     #[error(
-        "{ip} is a link-local address, which needs its interface: --listen [{ip}%INDEX]:{port}, with the number that \
-         starts the interface's line in: ip link",
+        "{ip} is a link-local address, which needs its interface: --listen [{ip}%INDEX]:{port}, with \
+         the number that starts the interface's line in: ip link",
         ip = listen.ip(), port = listen.port()
     )]
     NoInterface {
@@ -144,15 +143,18 @@ pub enum BindError {
         listen: SocketAddr,
     },
     /// An IPv6 address, and no IPv6.
-    #[error("cannot listen on {listen}: this host has no IPv6. Use --listen 0.0.0.0:{port}", port = listen.port())]
+    #[error(
+        "cannot listen on {listen}: this host has no IPv6. Use --listen 0.0.0.0:{port}",
+        port = listen.port()
+    )]
     NoIpv6 {
         /// What was to be bound.
         listen: SocketAddr,
     },
     /// The process has no file descriptor left.
     #[error(
-        "out of file descriptors after {sockets} of {workers} sockets: ulimit -n {need}, or LimitNOFILE={need} in \
-         its systemd unit, or fewer --workers", need = workers + 1024
+        "out of file descriptors after {sockets} of {workers} sockets: ulimit -n {need}, or \
+         LimitNOFILE={need} in its systemd unit, or fewer --workers", need = workers + 1024
     )]
     TooManyFiles {
         /// Sockets made until then.
@@ -183,7 +185,7 @@ impl SocketGroup {
         let first = match open(asked, config, &mut notes) {
             Err(error) => match ipv4_instead(asked, &error) {
                 Some(listen) => {
-                    notes.push(SocketNote::Ipv4Only(listen));
+                    notes = vec![SocketNote::Ipv4Only(listen)];
                     open(listen, config, &mut notes)?
                 }
                 None => return Err(error),
@@ -250,8 +252,9 @@ fn create(
         }
     })?;
     let fd = socket.as_fd();
-    // Probing sets the "don't fragment" bit and believes no ICMP "too big", which anybody could forge to cut a path off:
-    // MAX_TX_PAYLOAD fits every path that QUIC may use, and what does not fit the interface is an error to count.
+    // Probing sets the "don't fragment" bit and believes no ICMP "too big", which anybody could forge to cut
+    // a path off: MAX_TX_PAYLOAD fits every path that QUIC may use, and what does not fit the interface is an
+    // error to count.
     set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)
         .map_err(call("IP_MTU_DISCOVER"))?;
     match family {

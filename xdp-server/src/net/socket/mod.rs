@@ -1,21 +1,23 @@
-//! The `socket` backend: ordinary UDP sockets, by `recvmmsg` and `sendmmsg`. It needs no privilege and no driver, and
-//! serves beside AF_XDP what the XDP program passes on.
+//! The `socket` backend: ordinary UDP sockets, by `recvmmsg` and `sendmmsg`. It needs no privilege and no
+//! driver, and serves beside AF_XDP what the XDP program passes on.
 //!
 //! Theory of operation
 //! -------------------
-//! [`SocketGroup::bind`] makes one socket for each worker, all on one port ([`bind`]). Each worker owns its
-//! [`SocketIo`]: the socket, a batch of receive slots (`rx`) and a ring of transmit slots (`tx`). Nothing is shared, and
-//! nothing is allocated after binding.
+//! [`SocketGroup::bind`] makes one socket for each worker, all on one port (`bind`). Each worker owns its
+//! [`SocketIo`]: the socket, a batch of receive slots (`rx`) and a ring of transmit slots (`tx`). Nothing is
+//! shared, and nothing is allocated after binding.
 //!
-//! - **In**: one `recvmmsg` fills up to 64 slots; each payload is lent to the worker where it lies. The address that the
-//!   peer wrote to comes with each datagram (`IP_PKTINFO`), since a wildcard socket has many.
-//! - **Out**: packets are sealed in the slots of the ring, and one `sendmmsg` takes them all at [`flush`](PacketIo::flush)
-//!   or when the ring is full. The source address of each is set to that of its path, so that a host with many
-//!   addresses answers from the one that was asked.
-//! - **Back pressure**: a full socket buffer keeps packets in the ring, in order; once the ring is full too, `send` says
-//!   `blocked`. Every other error belongs to one packet: it is counted and that packet dropped, as a network may.
+//! - **In**: one `recvmmsg` fills up to 64 slots; each payload is lent to the worker where it lies. The
+//!   address that the peer wrote to comes with each datagram (`IP_PKTINFO`), since a wildcard socket has
+//!   many.
+//! - **Out**: packets are sealed in the slots of the ring, and one `sendmmsg` takes them all at
+//!   [`flush`](PacketIo::flush) or when the ring is full. The source address of each is set to that of its
+//!   path, so that a host with many addresses answers from the one that was asked.
+//! - **Back pressure**: a full socket buffer keeps packets in the ring, in order; once the ring is full too,
+//!   `send` says `blocked`. Every other error belongs to one packet: it is counted and that packet dropped,
+//!   as a network may.
 //!
-//! Fragments are neither sent (see [`bind`]) nor seen, as the kernel reassembles those received.
+//! Fragments are neither sent (see `bind`) nor seen, as the kernel reassembles those received.
 
 mod addr;
 mod bind;
@@ -71,14 +73,8 @@ impl SocketIo {
         self.local
     }
 
-    /// The descriptor to poll for a backend that sleeps on this socket beside its own; see
-    /// [`poll_flags`](Self::poll_flags).
-    pub fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.socket.as_fd())
-    }
-
-    /// What to poll [`poll_fd`](Self::poll_fd) for: input, and room for packets that are queued. To be asked after a
-    /// [`flush`](PacketIo::flush), when only those are left that the socket buffer had no room for.
+    /// What to poll [`poll_fd`](Self::poll_fd) for: input, and room for packets that are queued. To be asked
+    /// after a [`flush`](PacketIo::flush), when only those are left that the socket buffer had no room for.
     pub fn poll_flags(&self) -> PollFlags {
         if self.tx.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT }
     }
@@ -103,8 +99,8 @@ impl PacketIo for SocketIo {
         let mut handed_over = 0;
         while taken < budget {
             let want = RX_BATCH.min(budget - taken);
-            // An error that is pending on the socket is reported once and is nobody's in particular; like an empty
-            // socket it ends this turn, and the next one reads on.
+            // An error that is pending on the socket is reported once and is nobody's in particular; like an
+            // empty socket it ends this turn, and the next one reads on.
             let Ok(got) = self.rx.receive(self.socket.as_fd(), want) else { break };
             for index in 0..got {
                 match self.rx.get(index, self.local.port()) {
@@ -148,8 +144,8 @@ impl PacketIo for SocketIo {
         }
     }
 
-    /// Sends what is queued, every turn: the turn has batched it already, and the kernel's work for each packet
-    /// outweighs the system call that more batching would save.
+    /// Sends what is queued, every turn: the turn has batched it already, and the kernel's work for each
+    /// packet outweighs the system call that more batching would save.
     fn flush(&mut self, _now: Instant) {
         self.transmit();
     }
@@ -163,6 +159,10 @@ impl PacketIo for SocketIo {
         sleep(&mut [socket, PollFd::new(wake, PollFlags::POLLIN)], timeout)
     }
 
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
+    }
+
     fn counters(&mut self) -> IoCounters {
         if let Some(drops) = kernel_drops(self.socket.as_fd()) {
             self.counters.rx_kernel_drops += u64::from(drops.wrapping_sub(self.kernel_drops));
@@ -172,9 +172,9 @@ impl PacketIo for SocketIo {
     }
 }
 
-/// Datagrams that the kernel dropped at this socket since it was made, modulo 2^32. `SO_MEMINFO` gives it at any time;
-/// `SO_RXQ_OVFL` would tell only with the next datagram that does arrive, and lengthen each one's control data. `None`
-/// where it is unknown (before Linux 4.12).
+/// Datagrams that the kernel dropped at this socket since it was made, modulo 2^32. `SO_MEMINFO` gives it at
+/// any time; `SO_RXQ_OVFL` would tell only with the next datagram that does arrive, and lengthen each one's
+/// control data. `None` where it is unknown (before Linux 4.12).
 fn kernel_drops(socket: BorrowedFd<'_>) -> Option<u32> {
     const DROPS: usize = libc::SK_MEMINFO_DROPS as usize;
     let mut info = [0_u32; DROPS + 1];

@@ -1,12 +1,12 @@
 //! The send side of a socket: a ring of packets that leaves by `sendmmsg`.
 //!
-//! QUIC seals each packet straight into a slot of the ring ([`TxQueue::room`]), which then stays there until the kernel
-//! has copied it ([`TxQueue::transmit`]) or refused it. Packets leave in the order in which they were queued. A full
-//! socket buffer keeps them; any other error costs that packet alone.
+//! QUIC seals each packet straight into a slot of the ring ([`TxQueue::room`]), which then stays there until
+//! the kernel has copied it ([`TxQueue::transmit`]) or refused it. Packets leave in the order in which they
+//! were queued. A full socket buffer keeps them; any other error costs that packet alone.
 //!
-//! Each packet has a message of its own. Neighbours of one train differ in nothing but their payload, and the headers
-//! and the vectors that point at payloads are separate arrays, built in queue order for each call: segmentation
-//! offload only has to let one message span several vectors.
+//! Each packet has a message of its own. Neighbours of one train differ in nothing but their payload, and the
+//! headers and the vectors that point at payloads are separate arrays, built in queue order for each call:
+//! segmentation offload only has to let one message span several vectors.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -15,9 +15,10 @@ use super::super::{MAX_TX_PAYLOAD, Path};
 use super::addr::{Envelope, Family};
 use super::memory::zeroed_slice;
 
-/// Packets that can be queued: four turns' worth of answers, so that a tick's fan-out goes out in few system calls.
-/// Each takes 1.3 KB, 320 KB in all, in the L2 cache of the cores that this is meant for. More delays the first packet
-/// of a burst, by about 1 us for each packet queued before it; fewer costs more system calls. At most 1,024 (UIO_MAXIOV).
+/// Packets that can be queued: four turns' worth of answers, so that a tick's fan-out goes out in few system
+/// calls. Each takes 1.3 KB, 320 KB in all, in the L2 cache of the cores that this is meant for. More delays
+/// the first packet of a burst, by about 1 us for each packet queued before it; fewer costs more system
+/// calls. At most 1,024 (UIO_MAXIOV).
 pub(super) const TX_SLOTS: usize = 256;
 
 /// A packet to send. Plain data: zeroes are valid.
@@ -39,14 +40,15 @@ pub(super) struct TxQueue {
     headers: Box<[libc::mmsghdr]>,
 }
 
-// SAFETY: the pointers in `iovecs` and `headers` are written and used within one call of `transmit`, and point into
-// memory that this queue alone owns; between calls nobody follows them.
+// SAFETY: the pointers in `iovecs` and `headers` are written and used within one call of `transmit`, and
+// point into memory that this queue alone owns; between calls nobody follows them.
 unsafe impl Send for TxQueue {}
 
 impl TxQueue {
     /// An empty queue for a socket of `family`.
     pub(super) fn new(family: Family) -> Self {
-        // SAFETY: slots, iovecs and headers are integers, byte arrays and raw pointers, for all of which zero is valid.
+        // SAFETY: slots, iovecs and headers are integers, byte arrays and raw pointers, for all of which zero
+        // is valid.
         unsafe {
             Self {
                 family,
@@ -73,8 +75,8 @@ impl TxQueue {
         &mut self.slots[(self.head + self.queued) % TX_SLOTS].payload
     }
 
-    /// Queues the first `length` bytes of [`room`](Self::room) for `path`. False if they cannot be sent that way: more
-    /// than the room, or IPv6 on an IPv4 socket.
+    /// Queues the first `length` bytes of [`room`](Self::room) for `path`. False if they cannot be sent that
+    /// way: more than the room, or IPv6 on an IPv4 socket.
     pub(super) fn push(&mut self, length: usize, path: &Path) -> bool {
         debug_assert!(!self.is_full());
         let Some(envelope) = Envelope::new(self.family, path) else { return false };
@@ -88,8 +90,8 @@ impl TxQueue {
         true
     }
 
-    /// Hands as much as possible to the kernel and returns how many packets it refused. What remains queued is there
-    /// because the socket buffer is full.
+    /// Hands as much as possible to the kernel and returns how many packets it refused. What remains queued
+    /// is there because the socket buffer is full.
     pub(super) fn transmit(&mut self, socket: BorrowedFd<'_>) -> u64 {
         if self.is_empty() {
             return 0;
@@ -98,16 +100,18 @@ impl TxQueue {
         let mut refused = 0;
         let mut done = 0;
         while done < self.queued {
-            // sendmmsg stops at the first packet that fails and reports how many went before; the error itself is
-            // reported when that packet is the first.
-            // SAFETY: `point_headers` has just pointed these headers at packets and vectors of this queue, which nothing
-            // else accesses until the call is over.
-            match unsafe { sendmmsg(socket, &mut self.headers[done..self.queued]) } {
+            // sendmmsg stops at the first packet that fails and reports how many went before; the error
+            // itself is reported when that packet is the first.
+            let rest = &mut self.headers[done..self.queued];
+            // SAFETY: `point_headers` has just pointed these headers at packets and vectors of this queue,
+            // which nothing else accesses until the call is over.
+            match unsafe { sendmmsg(socket, rest) } {
                 Ok(sent) => done += sent,
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
                     io::ErrorKind::WouldBlock => break,
-                    // This packet's fault or its peer's: no route, filtered, too long for the interface, no memory.
+                    // This packet's fault or its peer's: no route, filtered, too long for the interface, no
+                    // memory.
                     _ => {
                         refused += 1;
                         done += 1;
@@ -127,8 +131,8 @@ impl TxQueue {
         for (index, header) in self.headers[..self.queued].iter_mut().enumerate() {
             // SAFETY: both indices are below TX_SLOTS, the length of each array.
             let (slot, iovec) = unsafe { (slots.add((self.head + index) % TX_SLOTS), iovecs.add(index)) };
-            // SAFETY: both point to live elements of arrays that nothing else borrows here; of the slot only the
-            // length is read, and addresses within it are taken.
+            // SAFETY: both point to live elements of arrays that nothing else borrows here; of the slot only
+            // the length is read, and addresses within it are taken.
             unsafe {
                 iovec.write(libc::iovec {
                     iov_base: (&raw mut (*slot).payload).cast(),

@@ -8,7 +8,9 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::Pid;
 
 use super::tx::TX_SLOTS;
 use super::*;
@@ -43,6 +45,17 @@ fn client(address: &str) -> UdpSocket {
 
 fn sleeper() -> EventFd {
     EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap()
+}
+
+/// Binds this thread to one CPU. Loopback queues packets by CPU, so those of a thread that is moved while it
+/// sends may overtake each other.
+fn keep_order() {
+    let this_thread = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this_thread).unwrap();
+    let cpu = (0..CpuSet::count()).find(|&cpu| allowed.is_set(cpu).unwrap()).unwrap();
+    let mut only = CpuSet::new();
+    only.set(cpu).unwrap();
+    sched_setaffinity(this_thread, &only).unwrap();
 }
 
 /// Receives until there are `count` packets.
@@ -119,6 +132,7 @@ fn answers_from_the_address_that_was_asked() {
 
 #[test]
 fn more_than_a_batch_arrives_whole_and_in_order() {
+    keep_order();
     let mut server = one("127.0.0.1:0");
     let client = client("127.0.0.1:0");
     let count = RX_BATCH * 2 + 9;
@@ -138,6 +152,7 @@ fn more_than_a_batch_arrives_whole_and_in_order() {
 
 #[test]
 fn payloads_may_be_empty_and_are_lent_mutably() {
+    keep_order();
     let mut server = one("127.0.0.1:0");
     let client = client("127.0.0.1:0");
     client.send_to(b"", server.local_addr()).unwrap();
@@ -154,6 +169,7 @@ fn payloads_may_be_empty_and_are_lent_mutably() {
 
 #[test]
 fn trains_longer_than_the_ring_leave_in_one_call() {
+    keep_order();
     let mut server = one("[::]:0");
     let clients = [client("127.0.0.1:0"), client("127.0.0.1:0"), client("[::1]:0")];
     let each = TX_SLOTS / 2;
@@ -181,6 +197,7 @@ fn trains_longer_than_the_ring_leave_in_one_call() {
 
 #[test]
 fn a_packet_that_cannot_be_sent_costs_only_itself() {
+    keep_order();
     let mut server = one("0.0.0.0:0");
     let client = client("127.0.0.1:0");
     let good = Path { local: server.local_addr(), peer: client.local_addr().unwrap(), link: Link::Kernel };
@@ -238,6 +255,7 @@ fn a_peer_that_is_gone_disturbs_nobody() {
 
 #[test]
 fn datagrams_that_are_too_long_are_counted_and_dropped() {
+    keep_order();
     let mut server = one("[::]:0");
     let client = client("127.0.0.1:0");
     let to = (Ipv4Addr::LOCALHOST, server.local_addr().port());
