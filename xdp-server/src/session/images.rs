@@ -132,20 +132,27 @@ impl Images {
         }
     }
 
+    /// The next request to answer, if there is one: the snapshot, then views in their order, then repairs.
+    fn next_job(&mut self) -> Option<(TilesReason, Job)> {
+        if std::mem::take(&mut self.snapshot) {
+            return Some((TilesReason::Snapshot, Job::Snapshot { next: 0 }));
+        }
+        while let Some((new, old)) = self.views.pop_front() {
+            let mut tiles = new.iter().filter(move |tile| !old.contains(*tile)).peekable();
+            // A view that brings nothing new is answered with nothing.
+            if tiles.peek().is_some() {
+                return Some((TilesReason::View, Job::View(Box::new(tiles))));
+            }
+        }
+        (!self.repairs.is_empty()).then_some((TilesReason::Repair, Job::Repair))
+    }
+
     /// Opens the stream for the next request. `false`: there is none, or the client allows no more streams yet.
     fn open(&mut self, quic: &mut Connection) -> bool {
         if quic.peer_streams_left_uni() == 0 {
             return false;
         }
-        let (reason, job) = if std::mem::take(&mut self.snapshot) {
-            (TilesReason::Snapshot, Job::Snapshot { next: 0 })
-        } else if let Some((new, old)) = self.views.pop_front() {
-            (TilesReason::View, Job::View(Box::new(new.iter().filter(move |tile| !old.contains(*tile)))))
-        } else if !self.repairs.is_empty() {
-            (TilesReason::Repair, Job::Repair)
-        } else {
-            return false;
-        };
+        let Some((reason, job)) = self.next_job() else { return false };
         let id = self.opened * 4 + 3;
         self.opened += 1;
         let header: Rc<[u8]> = Rc::new(stream_header(reason));

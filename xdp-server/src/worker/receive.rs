@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// Replies without a connection that may wait for transmission: they answer strangers, and are the first to be dropped.
 const STATELESS_QUEUE: usize = 64;
 
+/// QUIC's CRYPTO_ERROR codes: a TLS alert each (RFC 9000, section 20.1).
+const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
+
 /// Connection IDs that a client has besides the one in use. One lets it move; each more is some 100 bytes a connection.
 const SPARE_IDS: usize = 1;
 
@@ -181,8 +184,10 @@ impl Core {
         let dropped = self.ctx.stats.drop_quic;
         self.deliver(slot, path, packet, now);
         let Some(conn) = self.table.get_mut(slot) else { return };
-        if conn.quic.stats().recv == 0 {
-            // Not one packet in it was authentic: not an Initial of that connection ID.
+        // A TLS alert (wrong ALPN, no common group) is told to the client; else, if not one packet in it was authentic, it
+        // was no Initial of that connection ID.
+        let alert = conn.quic.local_error().is_some_and(|error| TLS_ALERTS.contains(&error.error_code));
+        if conn.quic.stats().recv == 0 && !alert {
             self.ctx.stats.drop_quic = dropped + 1;
             self.discard(slot);
             return;
