@@ -1,5 +1,6 @@
 //! The command line: flags, their checks, and the settings that the rest of the program runs by.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
@@ -80,6 +81,16 @@ pub struct Cli {
     /// else may paint meanwhile
     #[arg(long)]
     verify: bool,
+
+    /// With --verify: write the snapshot that the canvases were equal to into this file, one byte a pixel,
+    /// row by row
+    #[arg(long, value_name = "FILE", requires = "verify")]
+    dump: Option<PathBuf>,
+
+    /// Once all clients have connected, each UDP socket is replaced by one of another source port every so
+    /// often, as if a NAT had rebound it. The connections must survive that [default: never]
+    #[arg(long, value_name = "SECONDS")]
+    rebind: Option<f64>,
 
     /// Clients that also mirror the canvas, and measure the time from paint to diff [default: 8 with
     /// --verify, else 1]
@@ -174,6 +185,10 @@ pub struct Settings {
     pub duration: Option<Duration>,
     /// Whether to verify at the end.
     pub verify: bool,
+    /// Where to write the verified canvas.
+    pub dump: Option<PathBuf>,
+    /// Time after which each UDP socket is replaced by one of another source port; `None`: never.
+    pub rebind: Option<Duration>,
     /// Clients that mirror the canvas, the first ones.
     pub watchers: usize,
     /// Share of paints that are PAINT frames, 0 to 1.
@@ -267,6 +282,8 @@ impl Cli {
                 duration => Some(duration),
             },
             verify: self.verify,
+            dump: self.dump,
+            rebind: self.rebind.map(|period| seconds("--rebind", period, 0.1)).transpose()?,
             watchers,
             frame_share: percent("--frame-share", frame_share)?,
             threads,
@@ -351,6 +368,9 @@ mod tests {
         assert_eq!(s.duration, Some(Duration::from_millis(2500)));
         let s = settings("--verify --clients 3").unwrap();
         assert_eq!((s.watchers, s.endpoints), (3, 3));
+        assert_eq!((s.rebind, s.dump), (None, None));
+        let s = settings("--verify --dump x --rebind 0.5").unwrap();
+        assert_eq!((s.rebind, s.dump), (Some(Duration::from_millis(500)), Some("x".into())));
         let s = settings("--clients 100 --threads 7 --num-endpoints 2").unwrap();
         assert_eq!((s.threads, s.endpoints), (7, 7));
     }
@@ -370,6 +390,7 @@ mod tests {
             ("--min-pixel-wait 51", "--min-pixel-wait"),
             ("--duration inf", "--duration"),
             ("--connect-timeout 0", "--connect-timeout"),
+            ("--rebind 0", "--rebind"),
             ("--cert-sha256 abc", "--cert-sha256"),
             ("--target ftp://x", "--target"),
         ] {

@@ -60,6 +60,8 @@ pub struct Report {
     /// Watchers' paints that no diff brought back within 10 s: lost on the way, rejected, or painted over
     /// within a tick.
     pub unconfirmed: u64,
+    /// Times that a UDP socket was replaced by one of another source port, as asked with `--rebind`.
+    pub rebinds: u64,
     /// From when a watcher's paint was due to the diff that brought it back.
     pub latency_ms: Percentiles,
     /// From the first packet to the end of the QUIC handshake.
@@ -240,6 +242,7 @@ mod tests {
             "gaps",
             "repairs",
             "unconfirmed",
+            "rebinds",
             "latency_ms",
             "handshake_ms",
             "ping_ms",

@@ -285,6 +285,7 @@ impl Run {
         report.gaps = totals.gaps;
         report.repairs = totals.repairs;
         report.unconfirmed = totals.unconfirmed;
+        report.rebinds = totals.rebinds;
         report.latency_ms = Percentiles::from(&stats.times(|thread| &thread.latency));
         report.handshake_ms = Percentiles::from(&stats.times(|thread| &thread.handshake));
         report.ping_ms = Percentiles::from(&stats.times(|thread| &thread.ping));

@@ -72,6 +72,8 @@ counters! {
     confirmed,
     /// Those of them that no diff brought back in time: lost, rejected, or painted over within a tick.
     unconfirmed,
+    /// Times that a socket was replaced by one of another source port.
+    rebinds,
     /// Watchers that came up.
     watchers,
     /// Watchers whose stream of control frames is known to be drained since painting stopped.

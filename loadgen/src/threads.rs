@@ -6,12 +6,14 @@
 
 use std::io;
 use std::net::UdpSocket;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use quinn::Endpoint;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::shared::{Phase, Shared};
 use crate::{client, endpoint};
@@ -73,10 +75,16 @@ fn carry_load(shared: Arc<Shared>, thread: usize, sockets: Vec<UdpSocket>) -> io
         for (index, endpoint) in mine.zip(endpoints.iter().cycle()) {
             clients.spawn(client::live(shared.clone(), thread, endpoint.clone(), index));
         }
-        while let Some(ended) = clients.join_next().await {
-            if let Err(panic) = ended {
-                // Ends this thread, which the coordinator notices.
-                std::panic::resume_unwind(panic.into_panic());
+        let mut rebinding = pin!(rebind(&shared, thread, &endpoints));
+        loop {
+            tokio::select! {
+                ended = clients.join_next() => match ended {
+                    Some(Ok(())) => {}
+                    // Ends this thread, which the coordinator notices.
+                    Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+                    None => break,
+                },
+                error = &mut rebinding => return Err(error),
             }
         }
         let mut phase = shared.phase.clone();
@@ -91,4 +99,24 @@ fn carry_load(shared: Arc<Shared>, thread: usize, sockets: Vec<UdpSocket>) -> io
         let _ = timeout(CLOSE_TIMEOUT, closed).await;
         Ok(())
     })
+}
+
+/// Replaces the sockets of a thread's endpoints, each once in every period of `--rebind`, one after the
+/// other, while clients paint. Returns only when that fails.
+///
+/// Not before all clients are up: QUIC allows a change of address only after the handshake (RFC 9000, section 9).
+async fn rebind(shared: &Shared, thread: usize, endpoints: &[Endpoint]) -> io::Error {
+    let Some(period) = shared.settings.rebind else { return std::future::pending().await };
+    let pause = period / endpoints.len() as u32; // at least 1, and at most 60,000
+    for endpoint in endpoints.iter().cycle() {
+        sleep(pause).await;
+        if shared.ramping() > 0 || *shared.phase.borrow() != Phase::Load {
+            continue;
+        }
+        if let Err(error) = endpoint::bind(shared.server).and_then(|socket| endpoint.rebind(socket)) {
+            return error;
+        }
+        shared.stats.threads[thread].count.rebinds.add(1);
+    }
+    std::future::pending().await
 }

@@ -47,10 +47,11 @@ const COMPARE_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Verifies a run whose clients have been told to be quiet. `before` are the server's figures from its
-/// start. Returns how many pixels' colours were proven; none if others painted too.
+/// start. Returns how many pixels' colours were proven; none if others painted too. The snapshot that the
+/// canvases were equal to goes into the file of `--dump`, if one is named.
 ///
 /// # Errors
-/// What does not hold.
+/// What does not hold, or that the file cannot be written.
 pub async fn verify(
     shared: &Shared,
     signals: &mut Signals,
@@ -85,7 +86,12 @@ pub async fn verify(
     counts_add_up(&shared.stats.totals())?;
     let after =
         probe.figures().await.map_err(|loss| format!("the server does not tell its figures: {loss}"))?;
-    certain_pixels(shared, &round.snapshot, after.applied.wrapping_sub(before.applied))
+    let proven = certain_pixels(shared, &round.snapshot, after.applied.wrapping_sub(before.applied))?;
+    if let Some(path) = &shared.settings.dump {
+        std::fs::write(path, round.snapshot.rows())
+            .map_err(|error| format!("cannot write {} (--dump): {error}", path.display()))?;
+    }
+    Ok(proven)
 }
 
 fn no_fault(shared: &Shared) -> Result<(), String> {
@@ -269,6 +275,13 @@ impl Snapshot {
         Some(self.tiles[tile as usize].1[usize::from(offset)])
     }
 
+    /// The pixels of the canvas, one byte each, row by row.
+    pub fn rows(&self) -> Vec<u8> {
+        let (width, height) = (self.geometry.width(), self.geometry.height());
+        let row = |y| (0..width).map(move |x| self.pixel(x, y).expect("the pixel is on the canvas"));
+        (0..height).flat_map(row).collect()
+    }
+
     /// The first tile in which a mirror differs, in pixels or in version.
     pub fn difference(&self, mirror: &Mirror) -> Option<Difference> {
         (0u32..).zip(&self.tiles).find_map(|(tile, (version, pixels))| {
@@ -375,6 +388,21 @@ mod tests {
             difference(None, Some((1, 0))).unwrap(),
             "tile 5 is at version 0 in its mirror, and at 1 in the snapshot, with the same pixels"
         );
+    }
+
+    #[test]
+    fn rows_are_the_canvas_without_the_rest_of_edge_tiles() {
+        let geometry = Geometry::new(130, 70).unwrap();
+        let mut snapshot = Snapshot::new(geometry);
+        for tile in 0..geometry.tile_count() {
+            // Whatever is past the edge must not be seen.
+            snapshot.put(&Image { tile, version: 1, pixels: [tile as u8; TILE_PIXELS] });
+        }
+        let rows = snapshot.rows();
+        assert_eq!(rows.len(), 130 * 70);
+        for (x, y, tile) in [(0, 0, 0), (63, 63, 0), (64, 63, 1), (129, 0, 2), (0, 64, 3), (129, 69, LAST)] {
+            assert_eq!(u32::from(rows[y * 130 + x]), tile, "({x}, {y})");
+        }
     }
 
     #[test]

@@ -124,8 +124,6 @@ counters! {
         versions_sent,
         /// Tile images sent (snapshot, view, repair).
         tiles_sent,
-        /// Ticks that this worker skipped because it was more than its queue behind.
-        ticks_missed,
         /// Gauge: 1 when the drain has told every client.
         drained,
         /// Turns of the worker's loop.

@@ -23,8 +23,8 @@ use tokio::sync::oneshot;
 
 const TICK: Duration = Duration::from_millis(50);
 /// Not a multiple of 64, so that there are edge tiles.
-const WIDTH: u16 = 300;
-const HEIGHT: u16 = 200;
+pub const WIDTH: u16 = 300;
+pub const HEIGHT: u16 = 200;
 const COLOURS: u8 = 32;
 
 /// What the server does wrong.

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::fake::{FakeServer, Fault};
+use crate::fake::{FakeServer, Fault, HEIGHT, WIDTH};
 use loadgen::cli::Settings;
 use loadgen::report::{EXIT_FAILED, EXIT_OK, EXIT_UNREACHABLE, Report};
 use loadgen::target::Target;
@@ -71,6 +71,36 @@ async fn lost_diffs_are_repaired() {
     let report = run(Settings { rest: Duration::from_secs(4), ..settings(&server) }).await;
     assert_eq!((report.verified, &report.verify_error), (Some(true), &None));
     assert!(report.gaps > 0 && report.repairs > 0, "{} gaps, {} repairs", report.gaps, report.repairs);
+}
+
+#[tokio::test]
+async fn connections_survive_new_source_ports() {
+    let server = FakeServer::start(Fault::None);
+    let rebind = Some(Duration::from_millis(500));
+    let report = run(Settings { rebind, rest: Duration::from_secs(4), ..settings(&server) }).await;
+    assert_eq!((report.verified, &report.verify_error), (Some(true), &None));
+    assert_eq!((report.connections, report.failed), (50, 0));
+    // 5 sockets, 2 s, each twice a second: 20, or fewer on a busy machine.
+    assert!((5..=20).contains(&report.rebinds), "{}", report.rebinds);
+}
+
+#[tokio::test]
+async fn the_verified_canvas_is_dumped() {
+    let server = FakeServer::start(Fault::None);
+    let file = std::env::temp_dir().join(format!("loadgen-dump-{}", std::process::id()));
+    let report = run(Settings { dump: Some(file.clone()), ..settings(&server) }).await;
+    let dump = std::fs::read(&file).expect("the dump");
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(report.verified, Some(true));
+    assert_eq!(dump.len(), usize::from(WIDTH) * usize::from(HEIGHT));
+    // Random pixels: rarely one on another, one in 32 of colour 0.
+    let painted = dump.iter().filter(|&&colour| colour != 0).count() as u64;
+    assert!(painted * 10 > report.pixels_sent * 8 && painted <= report.pixels_sent, "{painted}");
+
+    let nowhere = Settings { dump: Some("/nonexistent/canvas".into()), ..settings(&server) };
+    let report = run(nowhere).await;
+    assert_eq!((report.verified, report.exit_code()), (Some(false), EXIT_FAILED));
+    assert!(report.verify_error.expect("a reason").contains("cannot write /nonexistent/canvas (--dump)"));
 }
 
 #[tokio::test]

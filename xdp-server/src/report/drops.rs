@@ -44,7 +44,6 @@ const CAUSES: &[Cause] = causes! {
     datagrams_unknown "dgram type",
     diffs_over_budget "budget",
     diffs_congested "congestion",
-    ticks_missed "late tick",
 };
 
 /// Drops by cause, largest first, none of them zero. In JSON an object of counters by name.

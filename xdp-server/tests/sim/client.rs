@@ -70,6 +70,8 @@ pub struct Client {
     pub images: Vec<(TilesReason, Vec<u32>)>,
     /// Packets sent and received.
     pub packets: (u64, u64),
+    /// The last packet sent.
+    pub last_sent: Vec<u8>,
     options: ClientOptions,
     said_hello: bool,
     inbox: Vec<u8>,
@@ -114,6 +116,7 @@ impl Client {
             payloads: Vec::new(),
             images: Vec::new(),
             packets: (0, 0),
+            last_sent: Vec::new(),
             said_hello: !options.hello,
             options,
             inbox: Vec::new(),
@@ -224,6 +227,7 @@ impl Client {
         while let Ok((len, _)) = self.quic.send(&mut packet) {
             self.packets.0 += 1;
             self.link.send(&packet[..len]);
+            self.last_sent = packet[..len].to_vec();
         }
     }
 

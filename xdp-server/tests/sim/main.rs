@@ -365,3 +365,120 @@ fn unknown_versions_are_answered_and_garbage_is_not() {
     assert_eq!((stats.version_negotiations, stats.drop_not_initial, stats.drop_quic), (1, 1, 1));
     assert_eq!(stats.connections, 0);
 }
+
+/// Strangers send whole packets of others with bytes changed, cut or repeated, and pure noise, to both workers, while a
+/// client paints: nothing panics, nobody is disturbed, and every packet is accounted for.
+#[test]
+fn workers_eat_arbitrary_packets() {
+    let mut world = World::new(&Options { workers: 2, max_connections: 8, ..Options::default() });
+    let client = world.join(0, ClientOptions::default());
+    let mut rng = StdRng::seed_from_u64(11);
+    let strangers: Vec<_> = (0..2)
+        .map(|queue| {
+            let address = world.fresh_address();
+            world.net.client(address, queue)
+        })
+        .collect();
+    let before = world.stats().rx_packets;
+    let mut sent = 0;
+    for round in 0..3000_u32 {
+        world.clients[client].paint(&[pixel((round % 200) as u16, (round / 200) as u16, 3)]);
+        let mut packet = match round % 3 {
+            0 => (0..rng.random_range(0..1472)).map(|_| rng.random()).collect::<Vec<u8>>(),
+            _ => world.clients[client].last_sent.clone(),
+        };
+        for _ in 0..rng.random_range(0..4) {
+            let len = packet.len();
+            match rng.random_range(0..4) {
+                _ if len == 0 => {}
+                0 => packet[rng.random_range(0..len)] = rng.random(),
+                1 => packet[rng.random_range(0..len.min(20))] ^= 1 << rng.random_range(0..8),
+                2 => packet.truncate(rng.random_range(0..len)),
+                _ => packet.resize(rng.random_range(len..1473), rng.random()),
+            }
+        }
+        strangers[rng.random_range(0..2)].send(&packet);
+        sent += 1;
+        world.step();
+    }
+    world.converge();
+    let stats = world.stats();
+    assert!(stats.rx_packets >= before + sent, "{stats:#?}");
+    assert!(
+        stats.drop_malformed > 0 && stats.drop_unknown_id > 0 && stats.drop_not_initial > 0,
+        "{stats:#?}"
+    );
+    assert_eq!(world.clients[client].close_code(), None);
+}
+
+/// Clients that speak QUIC well and canvas/1 badly: random bytes, and real frames with bytes changed, on the control
+/// stream and in datagrams. The worst that happens is that the server closes them with a code of the protocol.
+#[test]
+fn sessions_eat_arbitrary_frames() {
+    let mut world = World::new(&Options { max_connections: 4096, ..Options::default() });
+    let witness = world.join(0, ClientOptions::default());
+    let mut rng = StdRng::seed_from_u64(12);
+    for round in 0..150 {
+        let client = world.connect(0, ClientOptions { hello: round % 4 != 0, ..ClientOptions::painter() });
+        world.until("the handshake", |world| world.clients[client].quic.is_established());
+        world.run(Duration::from_millis(2));
+        for _ in 0..6 {
+            let mut bytes = Vec::new();
+            match rng.random_range(0..6) {
+                0 => ClientFrame::Ping(rng.random()).encode(&mut bytes),
+                1 => ClientFrame::View {
+                    x0: rng.random(),
+                    y0: rng.random(),
+                    x1: rng.random(),
+                    y1: rng.random(),
+                    kbit_per_s: rng.random(),
+                }
+                .encode(&mut bytes),
+                2 => ClientFrame::Hello { version: 1, flags: rng.random(), token: b"abc" }.encode(&mut bytes),
+                3 => ClientFrame::Stats.encode(&mut bytes),
+                4 => bytes = vec![0x04, 16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 0],
+                _ => bytes = (0..rng.random_range(0..200)).map(|_| rng.random()).collect(),
+            }
+            if rng.random_bool(0.5) && !bytes.is_empty() {
+                let at = rng.random_range(0..bytes.len());
+                bytes[at] = rng.random();
+            }
+            if world.clients[client].quic.is_closed() || world.clients[client].close_code().is_some() {
+                break;
+            }
+            if rng.random_bool(0.3) {
+                let _ = world.clients[client].quic.dgram_send(&bytes);
+            } else {
+                world.clients[client].raw(&bytes);
+            }
+            world.run(Duration::from_millis(1));
+        }
+        let gone = world.clients.pop().unwrap();
+        assert!(gone.close_code().is_none_or(|code| code == 1), "closed with {:?}", gone.close_code());
+    }
+    world.clients[witness].paint(&[pixel(9, 9, 9)]);
+    world.until("the pixel", |world| {
+        world.clients[witness].mirror.as_ref().and_then(|mirror| mirror.pixel(9, 9)) == Some(9)
+    });
+    assert!(world.stats().protocol_violations > 20);
+}
+
+/// A paints-only client's packets are acknowledged at most once in eight, or once in the delay, and never later.
+#[test]
+fn acknowledgements_are_few_and_in_time() {
+    let mut world = World::new(&Options::default());
+    let client = world.join(0, ClientOptions::painter());
+    world.run(Duration::from_millis(200));
+    let (sent, received) = world.clients[client].packets;
+    for n in 0..800_u32 {
+        world.clients[client].paint(&[pixel((n % 200) as u16, 1, 1)]);
+        world.step();
+        world.step();
+    }
+    world.run(Duration::from_millis(200));
+    let (sent, received) =
+        (world.clients[client].packets.0 - sent, world.clients[client].packets.1 - received);
+    assert!(sent >= 800);
+    assert!(received <= sent / 8 + 10, "{received} packets came back for {sent}");
+    assert_eq!(world.clients[client].quic.stats().lost, 0, "nothing looked lost");
+}
