@@ -24,7 +24,7 @@ use crate::quic::config::QuicSettings;
 use crate::report::{Reporter, Start, WorkerIo};
 use crate::session::SessionSettings;
 use crate::state::{CertificateError, Identity, StateDir, StateError};
-use crate::worker::{Worker, WorkerParts};
+use crate::worker::{Ended, Worker, WorkerParts};
 use backend::{Backend, BackendError};
 use canvas::tiles::TileReader;
 use canvas::{Canvas, Geometry, Palette};
@@ -79,6 +79,14 @@ pub enum ServerError {
         /// Why it failed.
         source: io::Error,
     },
+    /// A worker's packet I/O failed while it ran.
+    #[error("worker {worker} cannot go on: {source}")]
+    PacketIo {
+        /// Its index.
+        worker: usize,
+        /// What the packet I/O said.
+        source: io::Error,
+    },
     /// A thread ended by a panic, which is a bug.
     #[error("{0} has panicked; its message is above: please report it")]
     Panicked(String),
@@ -105,13 +113,14 @@ pub fn run(settings: &Settings) -> Result<(), ServerError> {
         Backend::Xdp(xdp) => {
             let backend::Xdp { ios, io, mut steering } = *xdp;
             let running = server.start(ios, io, &addresses, &mut notes)?;
-            let ios = running.supervise(&signals, || steering.follow_addresses());
+            let (ios, result) = running.supervise(&signals, || steering.follow_addresses());
             drop(steering); // detaches the program, while its sockets still are there
-            ios.map(drop)
+            drop(ios);
+            result
         }
         Backend::Socket(socket) => {
             let running = server.start(socket.ios, socket.io, &addresses, &mut notes)?;
-            running.supervise(&signals, || None).map(drop)
+            running.supervise(&signals, || None).1
         }
     }
 }
@@ -245,14 +254,12 @@ impl<'a> Assembly<'a> {
                     reports.push(report);
                 }
                 Ok((worker, Err(reason))) => {
-                    running.stop()?;
+                    let (_ios, _consequence) = running.stop();
                     return Err(ServerError::Worker { worker, reason });
                 }
                 Err(_) => {
-                    return Err(running
-                        .stop()
-                        .err()
-                        .unwrap_or_else(|| ServerError::Panicked("a worker".into())));
+                    let (_ios, result) = running.stop();
+                    return Err(result.err().unwrap_or_else(|| ServerError::Panicked("a worker".into())));
                 }
             }
         }
@@ -274,7 +281,7 @@ fn worker<I: PacketIo>(
     stage: Option<Master>,
     sleepy: bool,
     ready: &Sender<Ready>,
-) -> Option<I> {
+) -> Option<Ended<I>> {
     pin(cpu);
     let index = parts.link.index;
     // QUIC's state is made here: it stays on this thread, in this core's memory.
@@ -289,9 +296,9 @@ fn worker<I: PacketIo>(
     match stage {
         None => Some(worker.run(sleepy)),
         Some(mut master) => {
-            let io = worker.run_with_master(sleepy, &mut master);
+            let ended = worker.run_with_master(sleepy, &mut master);
             master.finish();
-            Some(io)
+            Some(ended)
         }
     }
 }
@@ -299,7 +306,7 @@ fn worker<I: PacketIo>(
 /// The running server, as the main thread sees it.
 struct Running<I> {
     shared: Arc<Shared>,
-    workers: Vec<JoinHandle<Option<I>>>,
+    workers: Vec<JoinHandle<Option<Ended<I>>>>,
     master: Option<JoinHandle<()>>,
     reporter: Reporter,
     duration: Option<Duration>,
@@ -314,7 +321,7 @@ impl<I> Running<I> {
         mut self,
         signals: &Receiver<()>,
         mut each_second: impl FnMut() -> Option<String>,
-    ) -> Result<Vec<I>, ServerError> {
+    ) -> (Vec<I>, Result<(), ServerError>) {
         let started = Instant::now();
         let (mut last, mut next) = (started, started + SECOND);
         loop {
@@ -353,13 +360,13 @@ impl<I> Running<I> {
                 break;
             }
         }
-        let ios = self.stop()?;
+        let (ios, mut result) = self.stop();
         let (workers, master) = self.snapshot();
         self.reporter.summary(&workers, &master, started.elapsed(), OffsetDateTime::now_utc());
         if let Some(path) = &self.dump {
-            dump::write(&self.tiles, path)?;
+            result = result.and(dump::write(&self.tiles, path));
         }
-        Ok(ios)
+        (ios, result)
     }
 
     /// True when the worker that carries the master, if one does, has told its clients.
@@ -367,18 +374,25 @@ impl<I> Running<I> {
         carried == 0 || self.workers[0].is_finished() || self.shared.workers[0].snapshot().drained != 0
     }
 
-    /// Ends all threads and returns the packet I/O of the workers.
-    fn stop(&mut self) -> Result<Vec<I>, ServerError> {
+    /// Ends all threads. Returns the packet I/O of the workers, still open, and the first failure of a thread.
+    fn stop(&mut self) -> (Vec<I>, Result<(), ServerError>) {
         self.shared.advance(Phase::Stop);
-        let mut ios = Vec::new();
-        for (index, worker) in self.workers.drain(..).enumerate() {
-            let io = worker.join().map_err(|_| ServerError::Panicked(format!("worker {index}")))?;
-            ios.extend(io);
+        let (mut ios, mut result) = (Vec::new(), Ok(()));
+        for (worker, thread) in self.workers.drain(..).enumerate() {
+            let ended = match thread.join() {
+                Ok(Some(Ended { io, result })) => {
+                    ios.push(io);
+                    result.map_err(|source| ServerError::PacketIo { worker, source })
+                }
+                Ok(None) => Ok(()),
+                Err(_) => Err(ServerError::Panicked(format!("worker {worker}"))),
+            };
+            result = result.and(ended);
         }
         if let Some(master) = self.master.take() {
-            master.join().map_err(|_| ServerError::Panicked("the master".into()))?;
+            result = result.and(master.join().map_err(|_| ServerError::Panicked("the master".into())));
         }
-        Ok(ios)
+        (ios, result)
     }
 
     fn snapshot(&self) -> (Vec<crate::stats::WorkerStats>, crate::stats::MasterStats) {

@@ -20,6 +20,13 @@ impl Bucket {
         Self { rate, burst, level: burst, refilled: now }
     }
 
+    /// Changes rate and burst. What was spent stays spent: asking again does not fill the bucket.
+    pub fn change(&mut self, rate: u64, burst: u64, now: Instant) {
+        let fresh = Self::new(rate, burst, now);
+        let level = if self.rate == 0 { fresh.level } else { self.level(now).min(fresh.level) };
+        *self = Self { level, ..fresh };
+    }
+
     /// True if there is no limit.
     pub fn is_unlimited(&self) -> bool {
         self.rate == 0
@@ -95,6 +102,19 @@ mod tests {
         assert!(!bucket.spend(1, start + Duration::from_millis(999)));
         assert_eq!(bucket.wait(start + Duration::from_millis(999)), Duration::from_millis(2));
         assert!(bucket.spend(1, start + Duration::from_millis(1002)));
+    }
+
+    #[test]
+    fn a_change_does_not_refill() {
+        let now = Instant::now();
+        let mut bucket = Bucket::new(1000, 100, now);
+        assert!(bucket.spend(150, now));
+        bucket.change(2000, 200, now);
+        assert_eq!(bucket.level(now), -50);
+        bucket.change(0, 0, now);
+        assert!(bucket.is_unlimited());
+        bucket.change(1000, 100, now);
+        assert_eq!(bucket.level(now), 100, "nothing was counted meanwhile");
     }
 
     #[test]

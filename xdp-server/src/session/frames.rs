@@ -132,7 +132,8 @@ impl Session {
         self.images.want_view(tiles, self.view.held);
         self.view = View { tiles, held: tiles };
         let kbit = if kbit_per_s == 0 { ctx.settings.client_kbit } else { kbit_per_s };
-        self.budget = byte_budget(kbit, now);
+        let (rate, burst) = byte_budget(kbit);
+        self.budget.change(rate, burst, now);
     }
 
     fn stats(&mut self, ctx: &mut Context) {

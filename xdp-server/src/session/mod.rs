@@ -105,6 +105,7 @@ pub struct Session {
 impl Session {
     /// The session of a connection that has just been accepted into `slot`.
     pub fn new(slot: u32, generation: u32, ctx: &Context, now: Instant) -> Self {
+        let (rate, burst) = byte_budget(ctx.settings.client_kbit);
         Self {
             slot,
             generation,
@@ -114,7 +115,7 @@ impl Session {
             behind: false,
             malformed: 0,
             view: View { tiles: ctx.geometry.all_tiles(), held: ctx.geometry.no_tiles() },
-            budget: byte_budget(ctx.settings.client_kbit, now),
+            budget: Bucket::new(rate, burst, now),
             paint_limit: PaintLimit::new(ctx.settings.client_pixels, now),
             partial: Vec::new(),
             paused: false,
@@ -252,8 +253,8 @@ impl Session {
     }
 }
 
-/// A budget of `kbit` kbit/s (0: none), with a second's worth of burst.
-fn byte_budget(kbit: u32, now: Instant) -> Bucket {
+/// Rate in bytes a second and burst in bytes of a budget of `kbit` kbit/s (0: none): a second's worth at once.
+fn byte_budget(kbit: u32) -> (u64, u64) {
     let rate = u64::from(kbit) * 1000 / 8;
-    Bucket::new(rate, rate.max(MIN_BURST), now)
+    (rate, rate.max(MIN_BURST))
 }

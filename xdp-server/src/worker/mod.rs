@@ -36,6 +36,7 @@ use canvas::tiles::TileReader;
 use conn::{Conn, Life};
 use fanout::Fanout;
 use std::collections::VecDeque;
+use std::io;
 use std::time::{Duration, Instant};
 
 /// Packets received in one turn. One ring's worth of what veth and most NICs hand over at a time; larger delays sending.
@@ -57,6 +58,9 @@ pub const REFUSAL_SLOTS: u32 = 64;
 
 /// Time between two rounds of housekeeping: counters are this old at most while the worker is busy.
 const HOUSEKEEPING: Duration = Duration::from_millis(1);
+
+/// Time between two looks at whether the packet I/O still has its interface; one system call each.
+const HEALTH_CHECK: Duration = Duration::from_secs(1);
 
 /// How long a worker on a shared core looks for work before it sleeps. A wake-up costs the kernel about this much, so
 /// spinning for as long at most doubles the cost of being idle, and catches what comes in a burst.
@@ -104,6 +108,17 @@ pub struct Worker<I> {
     idle_since: Option<Instant>,
     last_turn: Instant,
     next_housekeeping: Instant,
+    next_health_check: Instant,
+    /// Why the packet I/O cannot go on.
+    failure: Option<io::Error>,
+}
+
+/// What is left of a worker.
+pub struct Ended<I> {
+    /// Its packet I/O, still open: to be closed when the program that feeds it has been detached.
+    pub io: I,
+    /// Why it could not go on, if that is what ended it.
+    pub result: io::Result<()>,
 }
 
 /// What a worker's thread does besides: the master, where cores are few.
@@ -205,7 +220,17 @@ impl<I: PacketIo> Worker<I> {
             ctx: Context::new(parts.tiles, parts.palette, parts.link, parts.session),
         };
         let (busy, idle_since) = (false, None);
-        Ok(Self { io, core, busy, idle_since, last_turn: now, next_housekeeping: now })
+        let (next_housekeeping, next_health_check) = (now, now + HEALTH_CHECK);
+        Ok(Self {
+            io,
+            core,
+            busy,
+            idle_since,
+            last_turn: now,
+            next_housekeeping,
+            next_health_check,
+            failure: None,
+        })
     }
 
     /// The packet I/O, for tests that look at it.
@@ -252,22 +277,23 @@ impl<I: PacketIo> Worker<I> {
     }
 
     /// Runs until the drain is done, or the phase is [`Phase::Stop`]. `sleepy`: the core is shared, so sleep when there is
-    /// nothing to do. Returns the packet I/O, to be closed when the program that feeds it has been detached.
-    pub fn run(self, sleepy: bool) -> I {
+    /// nothing to do.
+    pub fn run(self, sleepy: bool) -> Ended<I> {
         self.run_with(sleepy, &mut Alone)
     }
 
     /// Likewise, with the master as a stage of each turn; since the other workers need it, only [`Phase::Stop`] ends this.
-    pub fn run_with_master(self, sleepy: bool, master: &mut Master) -> I {
+    pub fn run_with_master(self, sleepy: bool, master: &mut Master) -> Ended<I> {
         self.run_with(sleepy, master)
     }
 
-    fn run_with(mut self, sleepy: bool, stage: &mut impl Stage) -> I {
+    fn run_with(mut self, sleepy: bool, stage: &mut impl Stage) -> Ended<I> {
         let shared = self.core.ctx.link.shared.clone();
         loop {
             let now = Instant::now();
             match shared.phase() {
                 Phase::Stop => break,
+                _ if self.failure.is_some() => break,
                 Phase::Drain if self.drained(now) => {
                     self.core.ctx.stats.drained = 1;
                     if stage.next_due().is_none() {
@@ -275,6 +301,10 @@ impl<I: PacketIo> Worker<I> {
                     }
                 }
                 _ => {}
+            }
+            if now >= self.next_health_check {
+                self.next_health_check = now + HEALTH_CHECK;
+                self.wait(Duration::ZERO);
             }
             if self.turn(now, &mut |now| stage.turn(now)) {
                 self.idle_since = None;
@@ -286,7 +316,7 @@ impl<I: PacketIo> Worker<I> {
         }
         self.io.flush(Instant::now());
         self.publish();
-        self.io
+        Ended { io: self.io, result: self.failure.map_or(Ok(()), Err) }
     }
 
     /// True when every client has been told good-bye, or the time for it is up.
@@ -325,12 +355,15 @@ impl<I: PacketIo> Worker<I> {
             let due = [self.core.wheel.next_deadline(LONGEST_SLEEP), stage_due];
             let until = due.into_iter().flatten().min().unwrap_or(now + LONGEST_SLEEP);
             let timeout = until.saturating_duration_since(now).min(LONGEST_SLEEP);
-            if self.io.wait(timeout, waker.fd()).is_err() {
-                // poll(2) fails only for want of memory: the next turn looks anyway, and this keeps it from spinning.
-                std::thread::sleep(HOUSEKEEPING);
-            }
+            self.wait(timeout);
         }
         waker.after_sleep();
+    }
+
+    /// Sleeps for `timeout` at most, and finds out whether the packet I/O can go on.
+    fn wait(&mut self, timeout: Duration) {
+        let link = &self.core.ctx.link;
+        self.failure = self.io.wait(timeout, link.shared.worker_wakers[link.index].fd()).err();
     }
 
     /// Makes the counters visible.

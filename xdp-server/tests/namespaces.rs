@@ -1,0 +1,65 @@
+//! The two programs against each other, end to end, in network namespaces: the server as users run it, on every
+//! backend, and the load generator as its clients.
+//!
+//! ```text
+//!   client namespace                           server namespace
+//!     loadgen ── clnt0 ◄── veth, 2 queues ──► serv0 ── XDP program ── AF_XDP ──┐
+//!                                                           └─ pass ── socket ─┤ xdp-server
+//!                                        loadgen ── lo ─────────────── socket ─┘
+//! ```
+//!
+//! | file | question |
+//! |---|---|
+//! | `canvases` | do all clients, the server and its snapshot end with the same canvas, to the byte? |
+//! | `lifecycle` | does it end cleanly, also when killed, and keep out of another server's way? |
+//! | `newcomers` | is everything that a newcomer gets wrong answered with what to type? |
+//!
+//! Needs root, and fails without. Namespaces belong to each test's own thread, so that nothing outside of them is
+//! touched and nothing is left, however a test ends. One test runs at a time: they share the machine's cores.
+
+#[path = "namespaces/canvases.rs"]
+mod canvases;
+#[path = "net_xdp/lab.rs"]
+#[allow(dead_code, reason = "shared with the tests of the AF_XDP backend, which use more of it")]
+mod lab;
+#[path = "namespaces/lifecycle.rs"]
+mod lifecycle;
+#[path = "namespaces/newcomers.rs"]
+mod newcomers;
+#[path = "namespaces/programs.rs"]
+mod programs;
+
+use lab::Lab;
+use serde_json::Value;
+
+/// The server's addresses in its namespace.
+const V4: &str = "https://10.77.0.1:4433";
+const V6: &str = "https://[fd77::1]:4433";
+
+/// Flags of a server on each backend.
+const NATIVE: &[&str] =
+    &["--iface", "serv0", "--queues", "2", "--backend", "xdp", "--xdp-mode", "copy", "--listen", "[::]:4433"];
+const GENERIC: &[&str] = &["--iface", "serv0", "--queues", "2", "--backend", "xdp", "--xdp-mode", "generic"];
+const SOCKETS: &[&str] = &["--queues", "2", "--backend", "socket"];
+
+/// Runs `test` in two namespaces of its own, ready for a server and its clients.
+fn in_namespaces(test: impl FnOnce(&Lab) + Send) {
+    Lab::run(|lab| {
+        lab.server("ip link set dev lo up");
+        // veth completes no checksums for AF_XDP, nor does it split what the sender left in one piece.
+        lab.client("ethtool -K clnt0 tx off");
+        test(lab);
+    });
+}
+
+/// The XDP program on the server's interface, as `ip` shows it; null when there is none.
+fn attached(lab: &Lab) -> Value {
+    let links: Value = serde_json::from_str(&lab.server("ip -j -d link show dev serv0")).unwrap();
+    links[0]["xdp"].clone()
+}
+
+/// The sum of one counter over a summary's workers.
+fn total(summary: &Value, counter: &str) -> u64 {
+    let workers = summary["workers"].as_array().unwrap();
+    workers.iter().map(|worker| worker[counter].as_u64().unwrap()).sum()
+}
