@@ -2,10 +2,10 @@
 # What run.sh and test.sh have in common: the packages of a bare Debian, the Rust toolchain, huge pages.
 # To be sourced, with `set -euo pipefail`, from the top of the clone. What functions say goes to stderr.
 #
-# Under sudo the compiler runs as the user who called it, with that user's toolchain, so that no file of root's is
-# left in the clone or in the user's caches. Only what needs root runs as root.
+# Under sudo the compiler runs as the user who called it, with that user's toolchain, so that no file of
+# root's is left in the clone or in the user's caches. Only what needs root runs as root.
 
-# Status of a script that cannot start for want of Rust, which apt has not got in a version that is new enough.
+# Status of a script that cannot start for want of Rust, which apt has not got in a version that will do.
 readonly EXIT_NO_RUST=3
 
 say() {
@@ -18,10 +18,11 @@ die() {
 }
 
 # shellcheck disable=SC2034 # These lists are for those who source this.
-# What compiles the server: clang, llvm and libelf the XDP program; cmake, g++ and libclang (bindgen) BoringSSL; m4,
-# libpcap and gcc-multilib (32-bit headers that BPF programs include) libxdp.
+# What compiles the server: clang, llvm and libelf the XDP program; cmake, g++ and libclang (bindgen)
+# BoringSSL; m4, libpcap and gcc-multilib (32-bit headers that BPF programs include) libxdp.
 readonly BUILD_PACKAGES=(
-    ca-certificates clang cmake g++ gcc-multilib libclang-dev libelf-dev libpcap-dev llvm m4 make pkg-config zlib1g-dev
+    ca-certificates clang cmake g++ gcc-multilib libclang-dev libelf-dev libpcap-dev llvm m4 make pkg-config
+    zlib1g-dev
 )
 # shellcheck disable=SC2034
 # What sets up the network and reads reports.
@@ -35,14 +36,17 @@ install_packages() {
         return
     fi
     for package in "$@"; do
-        [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+        if [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) != installed ]]; then
+            missing+=("$package")
+        fi
     done
     [[ ${#missing[@]} -gt 0 ]] || return 0
     say "installing with apt-get: ${missing[*]}"
     local log
     log=$(mktemp)
-    if ! { apt-get update &&
-        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+    export DEBIAN_FRONTEND=noninteractive
+    if ! apt-get update >"$log" 2>&1 ||
+        ! apt-get install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1; then
         cat "$log" >&2
         rm "$log"
         die "apt-get failed; its words are above. To go on by hand: sudo apt-get install ${missing[*]}"
@@ -92,8 +96,8 @@ readonly START_TIMEOUT=20 STOP_TIMEOUT=10
 # The server that start_server has started; empty when there is none.
 server_pid=
 
-# start_server PREFIX COMMAND...: starts the server (with --json) in the background, and waits until it serves. What it
-# says goes to PREFIX.json and PREFIX.log. Fails when it does not start; the log says why.
+# start_server PREFIX COMMAND...: starts the server (with --json) in the background, and waits until it
+# serves. What it says goes to PREFIX.json and PREFIX.log. Fails when it does not start; the log says why.
 start_server() {
     local prefix=$1 attempt
     shift
@@ -131,7 +135,8 @@ stop_server() {
 
 # server_address BED FAMILY: the address, v4 or v6, of the server's end of a testbed.
 server_address() {
-    scripts/testbed.sh status --name "$1" | awk -v family="$2" '$1 == "server" { print family == "v4" ? $3 : $4 }'
+    scripts/testbed.sh status --name "$1" |
+        awk -v family="$2" '$1 == "server" { print family == "v4" ? $3 : $4 }'
 }
 
 # A field of /proc/meminfo, in its own unit (kB or pages).
@@ -142,8 +147,8 @@ meminfo() {
 # How many huge pages reserve_huge_pages has added to the kernel's pool.
 huge_pages_added=0
 
-# change_huge_pages DIFFERENCE: adds to the pool, or takes away. The lock is the one that all who change the pool
-# here take: changes that others make at the same time are neither lost nor undone.
+# change_huge_pages DIFFERENCE: adds to the pool, or takes away. The lock is the one that all who change the
+# pool here take: changes that others make at the same time are neither lost nor undone.
 change_huge_pages() {
     local before
     {
@@ -155,8 +160,9 @@ change_huge_pages() {
     exec {lock}<&-
 }
 
-# reserve_huge_pages MIB: adds huge pages until so much memory in them is free, but never more than half of what
-# memory is available. Says what it does; fails when there are too few in the end. return_huge_pages undoes it.
+# reserve_huge_pages MIB: adds huge pages until so much memory in them is free, but never more than half of
+# what memory is available. Says what it does; fails when there are too few in the end. return_huge_pages
+# undoes it.
 reserve_huge_pages() {
     local size needed free most
     size=$(meminfo Hugepagesize)

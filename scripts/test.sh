@@ -11,13 +11,13 @@ Runs every check and every test of this repository.
 usage: sudo scripts/test.sh
 
   1. formatting, clippy, shellcheck
-  2. cargo test: units, properties, the XDP program, servers over a simulated network and in network namespaces
+  2. cargo test: units, properties, the XDP program, servers over a simulated network and in namespaces
   3. a client in Python, written from canvas/PROTOCOL.md alone, against the server on sockets and on AF_XDP
   4. the main job, scripts/run.sh, for a few seconds
 
 Needs root: the tests make network namespaces, attach XDP programs and add huge pages; nothing is skipped, and
-nothing is left behind. Installs what a bare Debian 12 lacks (with apt-get). About 20 minutes on two cores from a fresh
-clone, most of it compiling.
+nothing is left behind. Installs what a bare Debian 12 lacks (with apt-get). From a fresh clone it takes about
+20 minutes on two cores, most of them for compiling.
 
 The last line says how many tests and checks passed, and how many failed.
 
@@ -93,22 +93,23 @@ cargo_tests() {
     count "cargo test (${counts[2]} left out)" "${counts[0]}" "$((counts[1] + counts[2]))"
 }
 
-# client_in_python NAME HOST IN_BED SERVER-OPTION...: the tests of the Python client against a fresh server. IN_BED is
-# the command that runs them where they can reach it, or nothing.
+# client_in_python NAME HOST IN_BED SERVER-OPTION...: the tests of the Python client against a fresh server.
+# IN_BED is the command that runs them where they can reach it, or nothing.
 client_in_python() {
     local name="client in Python, $1" host=$2 in_bed=() junit=$scratch/junit.xml
     [[ -z $3 ]] || read -r -a in_bed <<<"$3"
     shift 3
     say "$name"
-    if ! start_server "$scratch/server" "$target/debug/xdp-server" --listen "[::]:$PORT" --state "$scratch/state" \
-        --json --quiet "$@"; then
+    if ! start_server "$scratch/server" "$target/debug/xdp-server" --listen "[::]:$PORT" \
+        --state "$scratch/state" --json --quiet "$@"; then
         stop_server || true
         count "$name (no server)" 0 1
         return
     fi
     rm -f "$junit"
-    CANVAS_HOST=$host CANVAS_PORT=$PORT CANVAS_PID=$server_pid PYTHONDONTWRITEBYTECODE=1 "${in_bed[@]}" \
-        "$venv/bin/pytest" -q -p no:cacheprovider --junitxml="$junit" xdp-server/tests/aioquic || true
+    CANVAS_HOST=$host CANVAS_PORT=$PORT CANVAS_PID=$server_pid PYTHONDONTWRITEBYTECODE=1 \
+        "${in_bed[@]}" "$venv/bin/pytest" -q -p no:cacheprovider --junitxml="$junit" \
+        xdp-server/tests/aioquic || true
     # The last of these tests has ended the server; that it was a clean end is the server's status.
     check "server of the $name" stop_server
     local total bad
@@ -121,7 +122,7 @@ client_in_python() {
     fi
 }
 
-# sum_of ATTRIBUTE FILE: the number that JUnit's XML has in this attribute of its test suite; 0 without the file.
+# sum_of ATTRIBUTE FILE: the number that JUnit's XML has in this attribute of its test suite; 0 without file.
 sum_of() {
     grep -o "<testsuite .*" "$2" 2>/dev/null | sed -n "1s/[^>]* $1=\"\([0-9]*\)\".*/\1/p" | grep . || echo 0
 }
@@ -132,7 +133,7 @@ python_environment() {
 }
 
 rust_components() {
-    if ! as_owner cargo fmt --version >/dev/null 2>&1 || ! as_owner cargo clippy --version >/dev/null 2>&1; then
+    if ! { as_owner cargo fmt --version && as_owner cargo clippy --version; } >/dev/null 2>&1; then
         as_owner rustup component add rustfmt clippy
     fi
 }
@@ -144,7 +145,9 @@ target=$(target_directory)
 venv=$target/aioquic-venv
 
 check formatting as_owner cargo fmt --all --check
-check shellcheck shellcheck --external-sources scripts/run.sh scripts/test.sh scripts/testbed.sh .ci/run
+# Programs, and with them what they source.
+mapfile -t shell_programs < <(grep -rl '^#!/usr/bin/env bash' scripts .ci)
+check shellcheck shellcheck --external-sources "${shell_programs[@]}"
 check clippy as_owner cargo clippy --workspace --all-targets --locked -- -D warnings
 cargo_tests
 check "Python environment" python_environment

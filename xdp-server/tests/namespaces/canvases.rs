@@ -12,20 +12,11 @@ use crate::{GENERIC, NATIVE, SOCKETS, V4, V6, attached, in_namespaces, total};
 
 /// Clients of each run.
 const CLIENTS: u64 = 60;
-/// Eight source ports, so that both queues get some: all of them on one is one chance in 128.
-const LOAD: &[&str] = &[
-    "--clients",
-    "60",
-    "--num-endpoints",
-    "16",
-    "--watchers",
-    "8",
-    "--frame-share",
-    "10",
-    "--duration",
-    "2",
-    "--verify",
-];
+/// Their flags. Sixteen source ports, so that both queues get some: all of them on one is one chance in 32,768.
+const LOAD: &[&str] =
+    &["--clients", "60", "--num-endpoints", "16", "--watchers", "8", "--frame-share", "10", "--verify"];
+/// How long they paint, unless it matters.
+const TWO_SECONDS: &[&str] = &["--duration", "2"];
 
 /// What a run ends with.
 struct Outcome {
@@ -42,11 +33,19 @@ impl Outcome {
     fn per_queue(&self) -> Vec<u64> {
         serde_json::from_value(self.summary["rx_packets_per_queue"].clone()).unwrap()
     }
+
+    /// What holds where nobody else painted.
+    fn alone(self) -> Self {
+        assert_eq!(self.summary["pixels_applied"], self.report["pixels_applied"]);
+        let proven = self.report["pixels_proven"].as_u64();
+        assert!(proven > Some(50), "pixels with a colour that is certain: {proven:?}");
+        self
+    }
 }
 
 /// Runs the scenario: a server with these flags, clients at the far end of the cable.
 fn far_clients(lab: &Lab, server: &[&str], target: &str, clients: &[&str]) -> Outcome {
-    same_canvas(server, |flags| Clients::far(lab, target, &[flags, clients].concat()))
+    same_canvas(server, |flags| Clients::far(lab, target, &[flags, clients].concat())).alone()
 }
 
 /// Runs the scenario with clients that `start` starts.
@@ -62,23 +61,21 @@ fn same_canvas(server: &[&str], start: impl FnOnce(&[&str]) -> Clients) -> Outco
     let sent = report["pixels_sent"].as_u64().unwrap();
     assert!(sent > 1_000, "{sent}");
     assert_eq!(report["pixels_acked"], report["pixels_sent_frame"], "all of it was applied");
-    assert!(report["pixels_proven"].as_u64().unwrap() > 50, "{report:#}");
 
     let started = server.started();
     let summary = server.stop();
-    assert_eq!(summary["pixels_applied"], report["pixels_applied"]);
     let (ours, theirs) = (fs::read(ours).unwrap(), fs::read(theirs).unwrap());
     assert_eq!(ours.len(), 1_000_000);
     assert!(ours == theirs, "the server's canvas is not its snapshot");
     let painted = ours.iter().filter(|colour| **colour != 0).count() as u64;
-    assert!(painted <= sent && painted > sent / 2, "{painted} of {sent}");
+    assert!(painted > sent / 2, "{painted} of {sent}");
     Outcome { started, report, summary }
 }
 
 /// The scenario on AF_XDP in this mode.
 fn on_af_xdp(server: &[&str], mode: &str, target: &str) {
     in_namespaces(|lab| {
-        let outcome = far_clients(lab, server, target, &[]);
+        let outcome = far_clients(lab, server, target, TWO_SECONDS);
         for report in [&outcome.started, &outcome.summary] {
             assert_eq!((&report["backend"], &report["xdp_mode"]), (&json!("xdp"), &json!(mode)));
         }
@@ -113,7 +110,7 @@ fn generic_af_xdp_over_ipv6() {
 /// The scenario on ordinary sockets.
 fn on_sockets(target: &str) {
     in_namespaces(|lab| {
-        let outcome = far_clients(lab, SOCKETS, target, &[]);
+        let outcome = far_clients(lab, SOCKETS, target, TWO_SECONDS);
         assert_eq!(
             (&outcome.started["backend"], &outcome.started["xdp_mode"]),
             (&json!("socket"), &Value::Null)
@@ -135,7 +132,7 @@ fn sockets_over_ipv6() {
 #[test]
 fn busy_polling_works_where_asked_for() {
     in_namespaces(|lab| {
-        let outcome = far_clients(lab, &[NATIVE, &["--poll", "busy"]].concat(), V4, &[]);
+        let outcome = far_clients(lab, &[NATIVE, &["--poll", "busy"]].concat(), V4, TWO_SECONDS);
         assert_eq!(outcome.started["poll"], "busy");
         assert!(outcome.per_queue().iter().all(|packets| *packets > 0), "{:?}", outcome.per_queue());
     });
@@ -176,9 +173,11 @@ fn lost_packets_are_made_good() {
         let (source, program) = (home.file("loss.c"), home.file("loss.o"));
         fs::write(&source, LOSS).unwrap();
         lab.server(&format!("clang -O2 -target bpf -c {source} -o {program}"));
+        // Where `ip` pins programs.
+        lab.server("mount -t bpf bpf /sys/fs/bpf");
         // At the clients' end: what the server sends.
         lab.client(&format!("ip link set dev clnt0 xdpgeneric obj {program} sec xdp"));
-        let outcome = far_clients(lab, NATIVE, V6, &[]);
+        let outcome = far_clients(lab, NATIVE, V6, TWO_SECONDS);
         let counted = |what: &str| outcome.report[what].as_u64().unwrap();
         assert!(counted("gaps") > 0 && counted("repairs") > 0, "{:#}", outcome.report);
     });
@@ -189,7 +188,8 @@ fn lost_packets_are_made_good() {
 fn clients_beside_the_server_are_served_by_the_kernel() {
     in_namespaces(|lab| {
         for target in ["https://127.0.0.1:4433", "https://[::1]:4433"] {
-            let outcome = same_canvas(NATIVE, |flags| Clients::near(target, flags));
+            let start = |flags: &[&str]| Clients::near(target, &[flags, TWO_SECONDS].concat());
+            let outcome = same_canvas(NATIVE, start).alone();
             assert_eq!(outcome.started["backend"], "xdp");
             assert_eq!(outcome.per_queue(), [0, 0]);
             assert_eq!(total(&outcome.summary, "rx_kernel_packets"), outcome.summary["rx_packets"]);
@@ -205,7 +205,7 @@ fn clients_of_both_ways_share_a_canvas() {
         let outcome = same_canvas(NATIVE, |flags| {
             let far = ["--clients", "10", "--duration", "1", "--frame-share", "100"];
             let painters = Clients::far(lab, V6, &far);
-            let verifying = Clients::near("https://127.0.0.1:4433", flags);
+            let verifying = Clients::near("https://127.0.0.1:4433", &[flags, TWO_SECONDS].concat());
             let (code, report) = painters.end();
             assert_eq!(code, 0, "{report:#}");
             assert_eq!(report["pixels_acked"], report["pixels_sent"]);

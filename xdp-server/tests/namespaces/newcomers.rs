@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -47,7 +46,7 @@ fn more_queues_than_the_interface_has() {
 fn an_interface_that_is_down() {
     in_namespaces(|lab| {
         lab.server("ip link set dev serv0 down");
-        explains(&Home::new(), NATIVE, "interface serv0 is down; to bring it up: ip link set dev serv0 up");
+        explains(&Home::new(), NATIVE, "interface serv0 is down; bring it up with `ip link set serv0 up`");
     });
 }
 
@@ -70,8 +69,8 @@ fn values_that_are_not_allowed() {
         for (flags, error) in [
             (&["--queues", "0"][..], "invalid value '0' for '--queues <N>': 0 is not in 1..=256"),
             (
-                &["--backend", "dpdk"],
-                "invalid value 'dpdk' for '--backend <NAME>'\n  [possible values: auto, xdp, socket]",
+                &["--backend", "raw"],
+                "invalid value 'raw' for '--backend <NAME>'\n  [possible values: auto, xdp, socket]",
             ),
             (
                 &["--backend", "xdp"],

@@ -96,7 +96,7 @@ impl Server {
         // A line that is not finished is not for now.
         let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
         let reports = whole.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line of JSON"));
-        reports.filter(|report| report["event"] == event).last()
+        reports.rev().find(|report| report["event"] == event)
     }
 
     /// The report of the start.

@@ -1,0 +1,515 @@
+# shellcheck shell=bash
+# How the scripts that prepare a host check, change and restore settings. To be sourced, with `set -euo pipefail`.
+#
+# A script has a plan: a function that lists its stages, each with the values that it wants:
+#
+#     plan() {
+#         stage files 4194304
+#         stage maps 16777216
+#     }
+#     perform plan
+#
+# `stage files 4194304` sources stages/files.sh, beside this file, and calls stage_files 4194304. That function names
+# its settings, mostly with `setting`, and the action of the command line decides what becomes of them:
+#
+#   check   compares, and changes nothing
+#   apply   changes what differs, after writing down how to restore it
+#   undo    restores from what was written down, last change first; the plan is not looked at
+#   status  shows what was written down
+#
+# The state file holds a line for each change: the stage, the function that undoes it and the arguments of that, among
+# them the old value exactly as it was read, each ended by a tab; \, tab and newline within them are written \\, \t and
+# \n. A line is on disk before its change is made, and the file is only ever replaced as a whole. So an apply that was
+# interrupted anywhere can be undone: at worst, undo writes a value that is there already. A change is recorded once;
+# a second apply keeps the value that was there before the first. What the kernel forgets when it reboots is dropped
+# from a state file of an earlier boot: undo must not write, say, the affinity of what was IRQ 40 to what is now.
+#
+# All paths of the host (/proc, /sys, /etc, /var) are taken below --root, so that hosts that are not at hand can be
+# tested as directories.
+
+readonly STATE_DIRECTORY=/var/lib/xdp-server/tune
+stages_directory=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/stages
+readonly stages_directory
+
+# From the command line.
+action=
+dry_run=
+only=
+state_file=
+root=${TUNE_ROOT-}
+
+# The stage at work; those that the plan has; whether it is only asked for their names.
+stage=
+known=()
+listing=
+# Lines of the state file, without its head.
+records=()
+# Outcomes, for the last line and the exit status.
+declare -A outcomes=([ok]=0 [differs]=0 [changed]=0 [restored]=0 [skipped]=0 [failed]=0)
+
+say() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+}
+
+die() {
+    say "$*"
+    exit 1
+}
+
+usage_error() {
+    say "$*"
+    say "for all options: $0 --help"
+    exit 2
+}
+
+# need_value OPTION [VALUE]: ends the script when an option of the command line has no value.
+need_value() {
+    [[ $# -ge 2 ]] || usage_error "$1 needs a value"
+}
+
+# take_common ARGUMENT...: takes the first argument, with its value, if it is one that all scripts have, and says in
+# `taken` how many words these were. Otherwise returns 1.
+take_common() {
+    taken=1
+    case $1 in
+        check | apply | undo | status)
+            [[ -z $action ]] || usage_error "one action, not two: $action, $1"
+            action=$1
+            ;;
+        --dry-run) dry_run=yes ;;
+        --only | --state-file | --root)
+            need_value "$@"
+            [[ -n $2 ]] || usage_error "$1 needs a value"
+            taken=2
+            case $1 in
+                --only) only=$2 ;;
+                --state-file) state_file=$2 ;;
+                --root) root=${2%/} ;;
+            esac
+            ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        *) return 1 ;;
+    esac
+}
+
+# report OUTCOME TEXT...: one line of the result.
+report() {
+    outcomes[$1]=$((outcomes[$1] + 1))
+    printf '%-10s %-8s %s\n' "$stage" "$1" "${*:2}"
+}
+
+applying() {
+    [[ $action == apply ]]
+}
+
+# show WORD...: a command, as one would type it.
+show() {
+    local word line=+
+    for word; do
+        if [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then
+            line+=" $word"
+        else
+            line+=" ${word@Q}"
+        fi
+    done
+    printf '%s\n' "$line"
+}
+
+# run COMMAND...: shows the command and runs it; with --dry-run only shows it. What it complains is left in `complaint`.
+run() {
+    show "$@"
+    [[ -z $dry_run ]] || return 0
+    complaint=$("$@" 2>&1 >/dev/null) && return
+    complaint=$(printf '%s' "${complaint:-it says nothing}" | tail -n 1)
+    return 1
+}
+
+# read_exactly FILE: puts all of it into `content`, newlines at its end included.
+read_exactly() {
+    content=$(cat -- "$1" 2>/dev/null && printf x) && content=${content%x}
+}
+
+# write_value PATH VALUE: writes to a file of the kernel, and shows it. What goes wrong is left in `complaint`.
+write_value() {
+    local bare=${2%$'\n'}
+    if [[ $bare =~ ^[A-Za-z0-9_-]+$ ]]; then
+        printf '+ echo %s >%s\n' "$bare" "$root$1"
+    else
+        printf '+ echo %s >%s\n' "\"${bare//$'\t'/ }\"" "$root$1"
+    fi
+    [[ -z $dry_run ]] || return 0
+    complaint=$({ printf '%s' "$2" >"$root$1"; } 2>&1) && return
+    # Bash says `FILE: line N: PATH: WHY`, or `FILE: line N: printf: write error: WHY`.
+    complaint=${complaint##*: }
+    case $complaint in
+        'Read-only file system')
+            complaint+=" (a container's, probably: run this on the host, or start the container with --privileged)"
+            ;;
+        'Permission denied' | 'Operation not permitted')
+            complaint+=" (it takes root of the host, not of a container or of a network namespace: run this there)"
+            ;;
+    esac
+    return 1
+}
+
+# name_of PATH: what a setting is usually called.
+name_of() {
+    case $1 in
+        /proc/sys/*)
+            local name=${1#/proc/sys/}
+            printf '%s' "${name//\//.}"
+            ;;
+        *) printf '%s' "$1" ;;
+    esac
+}
+
+# --- The state file ---
+
+# encode FIELD...: a line of the state file, without its newline.
+encode() {
+    local field
+    for field; do
+        field=${field//\\/\\\\}
+        field=${field//$'\t'/\\t}
+        printf '%s\t' "${field//$'\n'/\\n}"
+    done
+}
+
+# decode LINE: its fields, in `fields`.
+decode() {
+    local index
+    mapfile -t -d $'\t' fields < <(printf '%s' "$1")
+    for index in "${!fields[@]}"; do
+        printf -v "fields[$index]" %b "${fields[index]}"
+    done
+}
+
+boot_id() {
+    cat "$root/proc/sys/kernel/random/boot_id" 2>/dev/null || echo unknown
+}
+
+# Reads the state file, if there is one. Nobody else changes it from here on: one script at a time holds the lock,
+# which is on its directory, since the file itself is replaced.
+load_state() {
+    local line head boot directory
+    directory=$(dirname "$state_file")
+    if [[ -z $dry_run && ($action == apply || $action == undo) ]]; then
+        mkdir -p "$directory"
+        exec {state_lock}<"$directory"
+        flock -n "$state_lock" || die "another script changes settings now ($directory is locked); wait for its end"
+    fi
+    [[ -e $state_file ]] || return 0
+    {
+        IFS= read -r head || true
+        IFS= read -r boot || true
+        mapfile -t records
+    } <"$state_file"
+    [[ $head == "$STATE_HEAD" && $boot == 'boot '* ]] ||
+        die "$state_file is not a state file of these scripts; if it is of no use, remove it"
+    if [[ ${boot#boot } != "$(boot_id)" ]]; then
+        local kept=()
+        for line in "${records[@]}"; do
+            # Files on disk are all that outlives a reboot.
+            decode "$line"
+            [[ ${fields[1]} != undo_file ]] || kept+=("$line")
+        done
+        say "the host has rebooted since $state_file was written: $((${#records[@]} - ${#kept[@]})) settings in it" \
+            "have ended with that"
+        records=("${kept[@]}")
+    fi
+}
+readonly STATE_HEAD='# Settings that a script of xdp-server has changed. Its undo reads this, and removes it.'
+
+save_state() {
+    [[ -z $dry_run ]] || return 0
+    if [[ ${#records[@]} -eq 0 ]]; then
+        rm -f "$state_file"
+        return
+    fi
+    printf '%s\n' "$STATE_HEAD" "boot $(boot_id)" "${records[@]}" >"$state_file.new"
+    sync "$state_file.new"
+    mv -f "$state_file.new" "$state_file"
+}
+
+# is_recorded FUNCTION KEY: whether this stage has recorded something under this function and key.
+is_recorded() {
+    local line key
+    key=$(encode "$stage" "$1" "$2")
+    for line in "${records[@]}"; do
+        [[ $line != "$key"* ]] || return 0
+    done
+    return 1
+}
+
+# record FUNCTION KEY [ARGUMENT...]: writes down that FUNCTION KEY ARGUMENT... undoes what is about to be changed, unless
+# that is recorded already.
+record() {
+    fresh_record=
+    if ! is_recorded "$1" "$2"; then
+        fresh_record=yes
+        records+=("$(encode "$stage" "$@")")
+        save_state
+    fi
+}
+
+# Takes back what record wrote last, when the change that it announced was refused.
+unrecord() {
+    [[ -n $fresh_record ]] || return 0
+    unset 'records[-1]'
+    save_state
+}
+
+# --- Settings that are files of the kernel ---
+
+# A rule says whether a value serves. It gets the value found and the value wanted; leaves in `target` what to write,
+# in `shown` what to call the value found, and returns 0 when it serves, 1 when it does not. `note` says why a value
+# serves that is not the one wanted.
+
+# Numbers, each to be at least so large. Where some are larger already, those are kept.
+rule_at_least() {
+    local found wanted index serves=0
+    read -r -a found <<<"$1"
+    read -r -a wanted <<<"$2"
+    shown=${found[*]}
+    for index in "${!wanted[@]}"; do
+        if [[ ! ${found[index]-} =~ ^[0-9]+$ ]]; then
+            serves=1
+        elif [[ ${#found[index]} -gt 18 || ${found[index]} -gt ${wanted[index]} ]]; then
+            # 19 digits may not fit bash's numbers, and are more than any number here.
+            wanted[index]=${found[index]}
+            note="already more than $2"
+        elif [[ ${found[index]} -lt ${wanted[index]} ]]; then
+            serves=1
+        fi
+    done
+    target=${wanted[*]}
+    return "$serves"
+}
+
+# A range, two numbers, that is to contain another.
+rule_contains() {
+    local low high wanted_low wanted_high
+    read -r low high <<<"$1"
+    read -r wanted_low wanted_high <<<"$2"
+    shown="$low $high"
+    target="$((low < wanted_low ? low : wanted_low)) $((high > wanted_high ? high : wanted_high))"
+    [[ $target != "$2" ]] && note="already wider than $2"
+    [[ $target == "$shown" ]]
+}
+
+# One value and no other.
+rule_is() {
+    shown=${1%$'\n'}
+    target=$2
+    [[ $shown == "$2" ]]
+}
+
+# A list of words, the chosen one in brackets. Several may be wanted: the first is written, any of them serves.
+rule_chosen() {
+    local word
+    shown=${1##*[}
+    shown=${shown%%]*}
+    target=${2%% *}
+    for word in $2; do
+        [[ $shown != "$word" ]] || return 0
+    done
+    return 1
+}
+
+# setting PATH RULE WANTED: a setting that is a file of the kernel.
+setting() {
+    local path=$1 rule=$2 wanted=$3 name old content complaint= target= shown= note=
+    name=$(name_of "$path")
+    if [[ ! -e $root$path ]]; then
+        report skipped "$name: there is none here"
+        return
+    fi
+    if ! read_exactly "$root$path"; then
+        report skipped "$name cannot be read here"
+        return
+    fi
+    if "rule_$rule" "$content" "$wanted"; then
+        report ok "$name = $shown${note:+ ($note)}"
+        return
+    fi
+    if ! applying; then
+        report differs "$name: found $shown, wanted $target"
+        return
+    fi
+    old=$content
+    [[ $rule != chosen ]] || old=$shown$'\n'
+    record undo_write "$path" "$old"
+    local was=$shown
+    if ! write_value "$path" "$target"$'\n'; then
+        unrecord
+        report failed "$name: found $was, wanted $target: $complaint"
+    elif [[ -n $dry_run ]]; then
+        report changed "$name: from $was (not really: a dry run)"
+    elif read_exactly "$root$path" && "rule_$rule" "$content" "$wanted"; then
+        report changed "$name: from $was"
+    else
+        report failed "$name: wrote $target, and the kernel has made it $shown"
+    fi
+}
+
+# --- Undoing ---
+
+# undo_write PATH OLD: writes a value back.
+undo_write() {
+    local name complaint= content
+    name=$(name_of "$1")
+    if [[ ! -e $root$1 ]]; then
+        report skipped "$name: gone, nothing to restore"
+    elif read_exactly "$root$1" && is_written "$content" "$2"; then
+        report ok "$name is ${2%$'\n'} already"
+    elif ! write_value "$1" "$2"; then
+        report failed "$name: $complaint"
+        return 1
+    elif [[ -z $dry_run ]] && ! { read_exactly "$root$1" && is_written "$content" "$2"; }; then
+        report failed "$name: wrote ${2%$'\n'} back, and the kernel has made it ${content%$'\n'}"
+        return 1
+    else
+        report restored "$name"
+    fi
+}
+
+# Whether a file that reads so has this value: its text, or the word that it has in brackets.
+is_written() {
+    [[ $1 == "$2" || $1 == *"[${2%$'\n'}]"* ]]
+}
+
+# undo_file PATH: removes a file that apply has made.
+undo_file() {
+    local complaint=
+    if [[ ! -e $root$1 ]]; then
+        report ok "$1 is gone already"
+    elif run rm -- "$root$1"; then
+        report restored "$1 removed"
+    else
+        report failed "$1: $complaint"
+        return 1
+    fi
+}
+
+undo_all() {
+    local index fields
+    if [[ ${#records[@]} -eq 0 ]]; then
+        echo "nothing to undo: no change is recorded in $state_file"
+        return
+    fi
+    for ((index = ${#records[@]} - 1; index >= 0; index--)); do
+        decode "${records[index]}"
+        stage=${fields[0]}
+        selected "$stage" || continue
+        # Other scripts than the plan's own may be gone; their records name functions that are not there then.
+        load_stage "$stage"
+        if [[ ${fields[1]} != undo_* ]] || ! declare -F "${fields[1]}" >/dev/null; then
+            report failed "${fields[1]} of $state_file is unknown here"
+        elif "${fields[@]:1}"; then
+            unset 'records[index]'
+            save_state
+        fi
+    done
+}
+
+show_status() {
+    local line fields content
+    if [[ ${#records[@]} -eq 0 ]]; then
+        echo "no change is recorded in $state_file"
+        return
+    fi
+    for line in "${records[@]}"; do
+        decode "$line"
+        stage=${fields[0]}
+        if [[ ${fields[1]} == undo_write ]]; then
+            read_exactly "$root${fields[2]}" || content=gone
+            printf '%-10s %s: was %s, is %s\n' "$stage" "$(name_of "${fields[2]}")" "${fields[3]%$'\n'}" \
+                "${content%$'\n'}"
+        else
+            printf '%-10s undo will call:%s\n' "$stage" "$(show "${fields[@]:1}" | cut -c2-)"
+        fi
+    done
+}
+
+# --- Stages ---
+
+# Whether a stage is wanted, by --only.
+selected() {
+    [[ -z $only || ,$only, == *,$1,* ]]
+}
+
+load_stage() {
+    local file=$stages_directory/$1.sh
+    if [[ $1 =~ ^[a-z]+$ && -e $file ]]; then
+        # shellcheck source=/dev/null
+        source "$file"
+    fi
+}
+
+# stage NAME VALUE...: a stage of the plan.
+stage() {
+    stage=$1
+    if [[ -n $listing ]]; then
+        known+=("$1")
+    elif selected "$1"; then
+        load_stage "$1"
+        "stage_$@"
+    fi
+}
+
+# skip_stage NAME WHY: a stage of the plan that these options leave out.
+skip_stage() {
+    stage=$1
+    if selected "$1"; then
+        report skipped "$2"
+    fi
+}
+
+# perform PLAN: does what the command line asks for, and ends the script.
+perform() {
+    local name
+    action=${action:-apply}
+    if [[ -n $root && ! -d $root ]]; then
+        usage_error "--root $root: no such directory"
+    fi
+    # Where an ordinary user's PATH ends, and these programs are.
+    PATH=$PATH:$root/usr/sbin:$root/sbin
+    : "${state_file:=$root$STATE_DIRECTORY/${state_name:-$(basename "$0" .sh)}.state}"
+    listing=yes
+    "$1"
+    listing=
+    for name in ${only//,/ }; do
+        [[ " ${known[*]} " == *" $name "* ]] || usage_error "--only $name: the stages are ${known[*]}"
+    done
+    if [[ ($action == apply || $action == undo) && -z $root && -z $dry_run && $EUID -ne 0 ]]; then
+        die "needs root; type: sudo $0 $action ... (check and status work without, and so does --dry-run)"
+    fi
+    load_state
+    case $action in
+        check | apply) "$1" ;;
+        undo) undo_all ;;
+        status)
+            show_status
+            exit 0
+            ;;
+    esac
+    # A script ends where it has been read to by now: it may change while it runs.
+    summarise
+    [[ ${outcomes[differs]} -eq 0 && ${outcomes[failed]} -eq 0 ]]
+    exit
+}
+
+summarise() {
+    local outcome line=
+    for outcome in ok differs changed restored skipped failed; do
+        [[ ${outcomes[$outcome]} -eq 0 ]] || line+=", ${outcomes[$outcome]} $outcome"
+    done
+    [[ -n $line ]] || return 0
+    echo "$action${dry_run:+ (dry run)}: ${line#, }"
+    if applying && [[ ${#records[@]} -gt 0 && -z $dry_run ]]; then
+        echo "recorded in $state_file; to restore what was: $0${undo_arguments:+ $undo_arguments} undo"
+    fi
+}

@@ -1,0 +1,105 @@
+# shellcheck shell=bash
+# Exempts the server's UDP port from connection tracking, in both directions. Tracked, each client takes an entry in a
+# table that is full at 262,144 by default, and each packet a look-up. XDP takes packets before; what the kernel sends and
+# receives is what is meant.
+#
+# With nftables the rules sit in a table of their own, which undo deletes; without, in the raw tables of iptables and
+# ip6tables.
+
+readonly NFT_TABLE=xdp_server_tune
+
+# stage_notrack ROLE PORT: ROLE is `server`, for packets to and from this port here, or `client`, for those from and to
+# this port elsewhere
+stage_notrack() {
+    local arriving=dport leaving=sport tracked port=$2
+    [[ $1 == server ]] || arriving=sport leaving=dport
+    if ! tracked=$(cat "$root/proc/sys/net/netfilter/nf_conntrack_count" 2>/dev/null); then
+        report skipped "connection tracking is not loaded; if it is later, by a firewall, apply again"
+    elif command -v nft >/dev/null; then
+        notrack_with_nft
+    elif command -v iptables >/dev/null; then
+        notrack_with_iptables iptables
+        if command -v ip6tables >/dev/null; then
+            notrack_with_iptables ip6tables
+        fi
+    elif [[ $tracked -eq 0 ]]; then
+        report skipped "nothing is tracked here, and there is neither nft nor iptables to make rules with"
+    else
+        report "$(applying && echo failed || echo differs)" "UDP port $port is tracked with the rest ($tracked entries)," \
+            "and there is neither nft nor iptables; type: sudo apt-get install nftables"
+    fi
+}
+
+notrack_with_nft() {
+    local what="UDP port $port is exempt, by table inet $NFT_TABLE" table complaint=
+    table=$(nft list table inet "$NFT_TABLE" 2>/dev/null || true)
+    if [[ $(grep -c notrack <<<"$table") -eq 2 && $table == *"udp $arriving $port notrack"* &&
+        $table == *"udp $leaving $port notrack"* ]]; then
+        report ok "$what"
+        return
+    fi
+    if ! applying; then
+        report differs "UDP port $port is tracked: there is no table inet $NFT_TABLE with rules for it"
+        return
+    fi
+    record undo_nft_table "$NFT_TABLE"
+    # One transaction: all of it comes into force, or nothing. Adding before deleting makes deleting safe.
+    if run nft "add table inet $NFT_TABLE; delete table inet $NFT_TABLE; table inet $NFT_TABLE {
+    chain prerouting { type filter hook prerouting priority raw; udp $arriving $port notrack; }
+    chain output { type filter hook output priority raw; udp $leaving $port notrack; }
+}"; then
+        report changed "$what"
+    else
+        unrecord
+        report failed "nft: $complaint"
+    fi
+}
+
+undo_nft_table() {
+    local complaint=
+    if ! nft list table inet "$1" >/dev/null 2>&1; then
+        report ok "table inet $1 is gone already"
+    elif run nft delete table inet "$1"; then
+        report restored "table inet $1 deleted"
+    else
+        report failed "nft: $complaint"
+        return 1
+    fi
+}
+
+# notrack_with_iptables TOOL
+notrack_with_iptables() {
+    local rule rules=("PREROUTING -p udp --$arriving $port -j CT --notrack" "OUTPUT -p udp --$leaving $port -j CT --notrack")
+    local complaint=
+    for rule in "${rules[@]}"; do
+        # shellcheck disable=SC2086 # A rule is several words.
+        if "$1" -w -t raw -C $rule 2>/dev/null; then
+            report ok "$1 has: $rule"
+        elif ! applying; then
+            report differs "$1 lacks: $rule"
+        else
+            record undo_iptables_rule "$1 $rule"
+            # shellcheck disable=SC2086
+            if run "$1" -w -t raw -A $rule; then
+                report changed "$1 has: $rule"
+            else
+                unrecord
+                report failed "$1: $complaint"
+            fi
+        fi
+    done
+}
+
+# undo_iptables_rule 'TOOL RULE'
+undo_iptables_rule() {
+    local words complaint=
+    read -r -a words <<<"$1"
+    if ! "${words[0]}" -w -t raw -C "${words[@]:1}" 2>/dev/null; then
+        report ok "gone already: $1"
+    elif run "${words[0]}" -w -t raw -D "${words[@]:1}"; then
+        report restored "deleted: $1"
+    else
+        report failed "${words[0]}: $complaint"
+        return 1
+    fi
+}
