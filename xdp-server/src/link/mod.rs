@@ -8,8 +8,8 @@
 //! main --Phase--> all               run, drain, stop
 //! ```
 //!
-//! No queue blocks: a full one is the sender's to count or to wait out, as each field says. A thread that sleeps when idle
-//! does so on its [`Waker`], which whoever gives it work must call afterwards.
+//! No queue blocks: a full one is the sender's to count or to wait out, as each field says. A thread that
+//! sleeps when idle does so on its [`Waker`], which whoever gives it work must call afterwards.
 
 mod waker;
 
@@ -26,12 +26,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
-/// Ticks that may wait for a worker. At 50 ms this is 0.4 s: a worker further behind is in trouble that history does not
-/// mend; its clients repair from the newest state.
+/// Ticks that may wait for a worker. At 50 ms this is 0.4 s: a worker further behind is in trouble that
+/// history does not mend; its clients repair from the newest state.
 const TICK_QUEUE: usize = 8;
 
-/// Strays that may wait for their owner. They are rare (NAT rebinding, RSS changes), but a change of RSS makes every
-/// packet one; 2048 are 3 MB when all are in use, and none when none is.
+/// Strays that may wait for their owner. They are rare (NAT rebinding, RSS changes), but a change of RSS
+/// makes every packet one; 2048 are 3 MB when all are in use, and none when none is.
 const STRAY_QUEUE: usize = 2048;
 
 /// One entry of a worker's paint queue: 6 bytes, so that 262,144 of them are 1.5 MiB.
@@ -73,7 +73,8 @@ pub struct Ack {
     pub rejected: u16,
     /// Reason of the first refusal, as in the protocol; 0 if there was none.
     pub reason: u8,
-    /// Position of the last applied pixel in the canvas's total order; of the last pixel of all if none was applied.
+    /// Position of the last applied pixel in the canvas's total order; of the last pixel of all if none was
+    /// applied.
     pub commit: u64,
 }
 
@@ -200,11 +201,13 @@ pub struct MasterPort {
     pub paints: Consumer<Entry>,
     /// To the worker. Full: that worker misses the tick.
     pub ticks: Producer<Arc<Tick>>,
-    /// To the worker. Full: the master takes no more paints of that worker until there is room, so none is lost.
+    /// To the worker. Full: the master takes no more paints of that worker until there is room, so none is
+    /// lost.
     pub acks: Producer<Ack>,
 }
 
-/// Makes all queues of a server with `workers` workers; `paint_queue` is the capacity of each paint queue in entries.
+/// Makes all queues of a server with `workers` workers; `paint_queue` is the capacity of each paint queue in
+/// entries.
 ///
 /// # Errors
 /// The kernel has no eventfd left to give (too many open files).

@@ -1,9 +1,9 @@
 //! Waking a thread that sleeps when idle.
 //!
-//! The sleeper announces that it is going to sleep, looks at all its queues once more, and only then sleeps on the file
-//! descriptor. Whoever queues work for it calls [`Waker::wake`] after queueing. Both sides put a full fence between their
-//! write and their read, so at least one of them sees the other's: no wake-up is lost. A thread that is awake costs its
-//! wakers one fence and one read of a shared line, no system call.
+//! The sleeper announces that it is going to sleep, looks at all its queues once more, and only then sleeps
+//! on the file descriptor. Whoever queues work for it calls [`Waker::wake`] after queueing. Both sides put a
+//! full fence between their write and their read, so at least one of them sees the other's: no wake-up is
+//! lost. A thread that is awake costs its wakers one fence and one read of a shared line, no system call.
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::io;
@@ -35,7 +35,8 @@ impl Waker {
         }
     }
 
-    /// Announces sleep. The caller must look at its queues after this and before it sleeps on [`fd`](Self::fd).
+    /// Announces sleep. The caller must look at its queues after this and before it sleeps on
+    /// [`fd`](Self::fd).
     pub fn before_sleep(&self) {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
@@ -78,8 +79,8 @@ mod tests {
         assert!(!sleep(&waker, 0), "forgotten");
     }
 
-    /// A producer counts up and wakes; the consumer sleeps without a time-out whenever it has seen all. A lost wake-up
-    /// would leave it in poll for the whole 10 s that this test allows.
+    /// A producer counts up and wakes; the consumer sleeps without a time-out whenever it has seen all. A
+    /// lost wake-up would leave it in poll for the whole 10 s that this test allows.
     #[test]
     fn no_wake_up_is_lost() {
         const N: u64 = 20_000;

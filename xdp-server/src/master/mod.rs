@@ -1,8 +1,9 @@
 //! The canvas's one writer.
 //!
-//! The master drains the workers' paint queues, each in its order and all in turn: the order in which it applies pixels
-//! *is* the canvas's total order. Once a tick it encodes what changed, publishes the tiles for readers and hands the
-//! encoded tick, by reference, to every worker. It talks to nobody else and knows no connection.
+//! The master drains the workers' paint queues, each in its order and all in turn: the order in which it
+//! applies pixels *is* the canvas's total order. Once a tick it encodes what changed, publishes the tiles for
+//! readers and hands the encoded tick, by reference, to every worker. It talks to nobody else and knows no
+//! connection.
 //!
 //! It runs on a core of its own ([`Master::run`]) or, where cores are few, as a stage of worker 0's turn
 //! ([`Master::turn`]): the same code.
@@ -56,7 +57,8 @@ impl Master {
         &self.canvas
     }
 
-    /// Drains every queue up to the limit and, if it is time, publishes a tick. `false`: there was nothing to do.
+    /// Drains every queue up to the limit and, if it is time, publishes a tick. `false`: there was nothing to
+    /// do.
     pub fn turn(&mut self, now: Instant) -> bool {
         let mut busy = false;
         for worker in 0..self.ports.len() {
@@ -87,7 +89,8 @@ impl Master {
         for entry in first.iter().chain(second) {
             match entry.kind {
                 EntryKind::Datagram => {
-                    // The worker checked bounds and colour; the canvas checks again, and nobody waits for the verdict.
+                    // The worker checked bounds and colour; the canvas checks again, and nobody waits for the
+                    // verdict.
                     let _ = self.canvas.paint(entry.x, entry.y, entry.colour);
                 }
                 EntryKind::Framed => match self.canvas.paint(entry.x, entry.y, entry.colour) {
@@ -150,7 +153,8 @@ impl Master {
         self.publish_tick();
     }
 
-    /// Runs until the phase is [`Phase::Stop`]. `sleepy`: the core is shared, so sleep when there is nothing to do.
+    /// Runs until the phase is [`Phase::Stop`]. `sleepy`: the core is shared, so sleep when there is nothing
+    /// to do.
     pub fn run(mut self, sleepy: bool) {
         let mut last = Instant::now();
         let mut busy = false;
@@ -171,8 +175,8 @@ impl Master {
         self.finish();
     }
 
-    /// Sleeps until the next tick, or until a worker has something that does not wait for it: the end of a PAINT frame,
-    /// a queue that fills up.
+    /// Sleeps until the next tick, or until a worker has something that does not wait for it: the end of a
+    /// PAINT frame, a queue that fills up.
     fn sleep(&self, now: Instant) {
         let waker = &self.shared.master_waker;
         waker.before_sleep();

@@ -1,9 +1,10 @@
 //! Connection IDs that carry their own route (canvas/1, section 6).
 //!
-//! Seventeen bytes: the worker's index in the clear, then one AES-128 block that hides the slot in that worker's table,
-//! the slot's generation, the serial number of the ID on its connection, and the worker's index once more as a check.
-//! Any worker, and a reuseport program, routes a packet by byte 0; the owner finds the connection by decrypting one
-//! block: no table is searched. Who lacks the key can neither make up an ID nor link two IDs of one connection.
+//! Seventeen bytes: the worker's index in the clear, then one AES-128 block that hides the slot in that
+//! worker's table, the slot's generation, the serial number of the ID on its connection, and the worker's
+//! index once more as a check. Any worker, and a reuseport program, routes a packet by byte 0; the owner
+//! finds the connection by decrypting one block: no table is searched. Who lacks the key can neither make up
+//! an ID nor link two IDs of one connection.
 
 use aes::Aes128;
 use aes::cipher::{BlockDecrypt, BlockEncrypt, KeyInit};
@@ -93,8 +94,9 @@ mod tests {
         assert!(id(0)[0] == 9 && id(1)[0] == 9 && same < 6, "{same} bytes in common");
     }
 
-    /// The layout of the page, checked against AES-128 of FIPS 197, appendix B key schedule aside: an all-zero route of
-    /// worker 0 is the zero block, whose encryption under the zero key is published (NIST GFSbox, CAVS).
+    /// The layout of the page, checked against AES-128 of FIPS 197, appendix B key schedule aside: an
+    /// all-zero route of worker 0 is the zero block, whose encryption under the zero key is published (NIST
+    /// GFSbox, CAVS).
     #[test]
     fn layout_is_one_aes_block_after_the_worker() {
         let codec = CidCodec::new(&[0; 16]);

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 /// Payload of a DATAGRAM frame: shared by all clients that get it, or owned when it was received.
 ///
-/// `Rc`, not `Arc`: all connections of a worker live on its thread, and an atomic count shared by 47 workers would be
-/// written 500,000 times a tick.
+/// `Rc`, not `Arc`: all connections of a worker live on its thread, and an atomic count shared by 47 workers
+/// would be written 500,000 times a tick.
 pub enum Payload {
     /// Encoded once, for many.
     Shared(Rc<[u8]>),
@@ -52,32 +52,33 @@ impl quiche::BufFactory for Buffers {
 /// A QUIC connection of this server.
 pub type Connection = quiche::Connection<Buffers>;
 
-/// Client datagrams that may wait between two looks, which is within one turn: the largest number of DATAGRAM frames
-/// that fit a packet is about 130, but a client's messages are 11 bytes or more.
+/// Client datagrams that may wait between two looks, which is within one turn: the largest number of DATAGRAM
+/// frames that fit a packet is about 130, but a client's messages are 11 bytes or more.
 const DATAGRAMS_IN: usize = 128;
 
-/// Server datagrams that may wait for a congestion window. A tick of 60,000 changed pixels is about 165 datagrams: fewer
-/// would drop a part of such a tick for clients that could take it, more is memory that a slow client holds (24 bytes
-/// each, the payload is shared).
+/// Server datagrams that may wait for a congestion window. A tick of 60,000 changed pixels is about 165
+/// datagrams: fewer would drop a part of such a tick for clients that could take it, more is memory that a
+/// slow client holds (24 bytes each, the payload is shared).
 pub const DATAGRAMS_OUT: usize = 256;
 
-/// Bytes that a client may send ahead on its control stream: one whole frame of the largest size and its header is
-/// 65,541, but frames are consumed as they come. Larger windows let a client make the server buffer more.
+/// Bytes that a client may send ahead on its control stream: one whole frame of the largest size and its
+/// header is 65,541, but frames are consumed as they come. Larger windows let a client make the server buffer
+/// more.
 const CONTROL_WINDOW: u64 = 32 * 1024;
 
-/// Client connection IDs that are kept for a connection, and thereby the network paths that quiche remembers of it, which
-/// it never forgets: a client can be rebound by its NAT one time less than this before its connection times out. More
-/// costs about 80 bytes for each ID that clients then supply.
+/// Client connection IDs that are kept for a connection, and thereby the network paths that quiche remembers
+/// of it, which it never forgets: a client can be rebound by its NAT one time less than this before its
+/// connection times out. More costs about 80 bytes for each ID that clients then supply.
 ///
-/// Tried and lost: retiring all IDs of a left path so that quiche reuses its place. quiche ties the client's next spare
-/// ID to the left path again, and fails to send when it has none to spare.
+/// Tried and lost: retiring all IDs of a left path so that quiche reuses its place. quiche ties the client's
+/// next spare ID to the left path again, and fails to send when it has none to spare.
 pub const PATHS: u64 = 8;
 
 /// Largest acknowledgement delay that the protocol page allows the server, in milliseconds.
 const MAX_ACK_DELAY_LIMIT: u64 = 100;
 
-/// How much later than the tick an acknowledgement may be, in milliseconds: the time to fan a tick out. Less, and
-/// acknowledgements leave just before the diff that would have carried them.
+/// How much later than the tick an acknowledgement may be, in milliseconds: the time to fan a tick out. Less,
+/// and acknowledgements leave just before the diff that would have carried them.
 const ACK_DELAY_SLACK: u64 = 10;
 
 /// What a worker's QUIC settings depend on.
@@ -115,7 +116,8 @@ impl QuicSettings {
             .map_err(|e| file("certificate", &self.cert, e))?;
         config.load_priv_key_from_pem_file(&path(&self.key)?).map_err(|e| file("key", &self.key, e))?;
         config.set_application_protos(&[ALPN]).map_err(|e| format!("ALPN: {e}"))?;
-        // The two that every client has; post-quantum shares make a ClientHello of two packets and a slower handshake.
+        // The two that every client has; post-quantum shares make a ClientHello of two packets and a slower
+        // handshake.
         config.set_curves_list("X25519:P-256").map_err(|e| format!("key exchange groups: {e}"))?;
         config.set_max_idle_timeout(self.idle_timeout.as_millis() as u64);
         config.set_max_recv_udp_payload_size(MAX_RX_PAYLOAD);
@@ -129,7 +131,8 @@ impl QuicSettings {
         config.set_max_stream_window(CONTROL_WINDOW);
         config.set_max_connection_window(CONTROL_WINDOW);
         config.enable_dgram(true, DATAGRAMS_IN, DATAGRAMS_OUT);
-        // Sent packets are spread over the tick by the fan-out, across connections; within one there are too few.
+        // Sent packets are spread over the tick by the fan-out, across connections; within one there are too
+        // few.
         config.enable_pacing(false);
         config.set_active_connection_id_limit(PATHS);
         Ok(config)

@@ -1,7 +1,8 @@
 //! The unencrypted part of a QUIC packet, as much of it as routing needs (RFC 8999, RFC 9000 section 17).
 //!
-//! quiche parses headers too, but allocates for each connection ID; this runs on every packet before anything is known
-//! of it, so it borrows. It reads the first packet of a datagram only: coalesced ones share its connection ID.
+//! quiche parses headers too, but allocates for each connection ID; this runs on every packet before anything
+//! is known of it, so it borrows. It reads the first packet of a datagram only: coalesced ones share its
+//! connection ID.
 
 use super::cid;
 
@@ -11,8 +12,8 @@ pub const VERSION_1: u32 = 1;
 /// Longest connection ID in QUIC version 1, in bytes.
 const MAX_CID_LEN: usize = 20;
 
-/// Smallest UDP payload that may carry a client's Initial, or be answered with Version Negotiation (RFC 9000, sections
-/// 14.1 and 6.1), in bytes.
+/// Smallest UDP payload that may carry a client's Initial, or be answered with Version Negotiation (RFC 9000,
+/// sections 14.1 and 6.1), in bytes.
 pub const MIN_INITIAL_LEN: usize = 1200;
 
 /// What the first packet of a UDP payload is.

@@ -1,4 +1,5 @@
-//! QUIC around quiche: which packet belongs to which connection, and what to answer to those that belong to none.
+//! QUIC around quiche: which packet belongs to which connection, and what to answer to those that belong to
+//! none.
 //!
 //! Nothing here sees a file descriptor or a canvas. quiche itself does the rest: TLS, loss recovery, streams.
 

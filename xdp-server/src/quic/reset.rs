@@ -1,8 +1,8 @@
 //! Stateless reset (RFC 9000, section 10.3): how a server that lost a connection tells its peer at once.
 //!
-//! quiche announces one token and understands resets, but never sends one. The token of a connection ID is a keyed hash
-//! of it, so that a restarted server, or the wrong worker, can make the same token from the stray packet alone. The key
-//! outlives restarts.
+//! quiche announces one token and understands resets, but never sends one. The token of a connection ID is a
+//! keyed hash of it, so that a restarted server, or the wrong worker, can make the same token from the stray
+//! packet alone. The key outlives restarts.
 
 use super::cid;
 use crate::net::MAX_TX_PAYLOAD;
@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 /// Smallest packet that can be a reset: one byte of header, four that look like a packet number, the token.
 const MIN_RESET: usize = 21;
 
-/// Size of the resets sent, in bytes: looks like a small 1-RTT packet with our 17-byte connection IDs. Shorter ones can
-/// be told from real packets; longer ones only cost.
+/// Size of the resets sent, in bytes: looks like a small 1-RTT packet with our 17-byte connection IDs.
+/// Shorter ones can be told from real packets; longer ones only cost.
 const RESET_LEN: usize = 43;
 
-/// Resets per second and worker, and the burst: enough for 65,536 stale clients of a restarted server to hear within
-/// about their first minute of retries; too few to make a flood of forged packets worthwhile.
+/// Resets per second and worker, and the burst: enough for 65,536 stale clients of a restarted server to hear
+/// within about their first minute of retries; too few to make a flood of forged packets worthwhile.
 const RESETS_PER_SECOND: u32 = 1000;
 
 /// Makes reset tokens and reset packets.
@@ -44,9 +44,9 @@ impl Resetter {
         digest[..16].try_into().expect("SHA-256 is longer than 16 bytes")
     }
 
-    /// Writes the reset that answers a 1-RTT packet of `received` bytes to `id`, and returns its length. `None` if the
-    /// packet is too small to be answered with a smaller one (so that two endpoints never reset each other in a loop),
-    /// or too many were sent of late.
+    /// Writes the reset that answers a 1-RTT packet of `received` bytes to `id`, and returns its length.
+    /// `None` if the packet is too small to be answered with a smaller one (so that two endpoints never reset
+    /// each other in a loop), or too many were sent of late.
     pub fn answer(
         &mut self,
         id: &[u8; cid::LEN],

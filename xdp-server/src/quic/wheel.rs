@@ -1,19 +1,21 @@
 //! Timer wheel: one deadline for each connection, O(1) to set, nothing allocated after start.
 //!
-//! Time is counted in ticks of one millisecond since the wheel was made. A connection (its slot) is in at most one
-//! bucket. Setting a deadline only ever moves it *earlier*: a later one is left to fire early, and its owner, finding
-//! nothing due, sets it anew. That is the right bargain for QUIC, whose timers are pushed back with every packet and
-//! almost never expire. Deadlines beyond the wheel's span fire at its end and are set anew in the same way.
+//! Time is counted in ticks of one millisecond since the wheel was made. A connection (its slot) is in at
+//! most one bucket. Setting a deadline only ever moves it *earlier*: a later one is left to fire early, and
+//! its owner, finding nothing due, sets it anew. That is the right bargain for QUIC, whose timers are pushed
+//! back with every packet and almost never expire. Deadlines beyond the wheel's span fire at its end and are
+//! set anew in the same way.
 //!
 //! Buckets are doubly linked lists threaded through arrays indexed by slot.
 
 use std::time::{Duration, Instant};
 
-/// Buckets, a power of two: the span is 4.1 s at 1 ms. Longer deadlines (idle timeouts of 30 s) cost one needless
-/// firing each 4 s; a smaller wheel makes more of those, a larger one takes more cache.
+/// Buckets, a power of two: the span is 4.1 s at 1 ms. Longer deadlines (idle timeouts of 30 s) cost one
+/// needless firing each 4 s; a smaller wheel makes more of those, a larger one takes more cache.
 const BUCKETS: usize = 4096;
 
-/// Length of a tick. quiche's shortest timers (loss detection) are of this order; finer would only cost turns.
+/// Length of a tick. quiche's shortest timers (loss detection) are of this order; finer would only cost
+/// turns.
 const TICK: Duration = Duration::from_millis(1);
 
 const NIL: u32 = u32::MAX;
@@ -102,8 +104,8 @@ impl TimerWheel {
         }
     }
 
-    /// When the next slot fires, looking no further than `horizon` ahead; `None` if none does. For deciding how long to
-    /// sleep, not for the packet path.
+    /// When the next slot fires, looking no further than `horizon` ahead; `None` if none does. For deciding
+    /// how long to sleep, not for the packet path.
     pub fn next_deadline(&self, horizon: Duration) -> Option<Instant> {
         if self.armed == 0 {
             return None;
@@ -150,8 +152,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a map of deadlines: nothing fires early, everything due fires (given enough calls), an armed slot is
-        /// never lost, and only a deadline beyond the span may fire before its time.
+        /// Against a map of deadlines: nothing fires early, everything due fires (given enough calls), an
+        /// armed slot is never lost, and only a deadline beyond the span may fire before its time.
         #[test]
         fn behaves_like_a_map(ops in proptest::collection::vec(op(), 1..200)) {
             let start = Instant::now();

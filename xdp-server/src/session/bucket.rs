@@ -47,8 +47,8 @@ impl Bucket {
         self.level
     }
 
-    /// Takes `amount` if the bucket is not empty; it may be overdrawn by that, so that a unit larger than the bucket still
-    /// passes now and then. `false`: nothing was taken.
+    /// Takes `amount` if the bucket is not empty; it may be overdrawn by that, so that a unit larger than the
+    /// bucket still passes now and then. `false`: nothing was taken.
     pub fn spend(&mut self, amount: u64, now: Instant) -> bool {
         if self.rate == 0 {
             return true;
@@ -85,7 +85,8 @@ mod tests {
                     spent += 1;
                 }
             }
-            // Three seconds at 1000 a second and the burst; fewer if looked at too rarely to use the burst up.
+            // Three seconds at 1000 a second and the burst; fewer if looked at too rarely to use the burst
+            // up.
             let most = if step_us > 100_000 { 100 * (3_000_000 / step_us + 1) } else { 3_100 };
             assert!(
                 (most - 110..=most + 1).contains(&spent),

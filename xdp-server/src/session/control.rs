@@ -1,16 +1,17 @@
 //! The control stream's two byte buffers: frames in, frames out.
 //!
-//! In: frames are read straight from what QUIC delivered; only the rest of a frame that is cut by the end of the delivery
-//! is kept, so an idle session holds no buffer. Out: frames wait here until QUIC takes them. Past [`PAUSE_BYTES`] the
-//! session stops reading frames, so a client that asks without listening is held up by flow control instead of by memory.
+//! In: frames are read straight from what QUIC delivered; only the rest of a frame that is cut by the end of
+//! the delivery is kept, so an idle session holds no buffer. Out: frames wait here until QUIC takes them.
+//! Past [`PAUSE_BYTES`] the session stops reading frames, so a client that asks without listening is held up
+//! by flow control instead of by memory.
 
 use crate::quic::config::Connection;
 
 /// The control stream: the client's first bidirectional one.
 pub const CONTROL_STREAM: u64 = 0;
 
-/// Bytes waiting to be sent above which no more client frames are read. A WELCOME with 256 colours has 800 bytes, an
-/// acknowledgement 20: this is thousands of answers.
+/// Bytes waiting to be sent above which no more client frames are read. A WELCOME with 256 colours has 800
+/// bytes, an acknowledgement 20: this is thousands of answers.
 const PAUSE_BYTES: usize = 64 * 1024;
 
 /// Outgoing control bytes.

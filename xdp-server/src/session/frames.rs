@@ -9,8 +9,8 @@ use canvas::codes::{CloseCode, HELLO_DIFFS, HELLO_SNAPSHOT, MAX_MALFORMED_DATAGR
 use canvas::geometry::{TILE_SIDE, TileRect};
 use std::time::Instant;
 
-/// Bytes read from the control stream at once. A PAINT frame of 200 pixels has 1 KB; this takes a full packet and what
-/// waited before it.
+/// Bytes read from the control stream at once. A PAINT frame of 200 pixels has 1 KB; this takes a full packet
+/// and what waited before it.
 const READ_SIZE: usize = 4096;
 
 impl Session {
@@ -51,7 +51,8 @@ impl Session {
         Ok(())
     }
 
-    /// Obeys the whole frames at the start of `bytes`, as long as the client fetches its answers; returns their length.
+    /// Obeys the whole frames at the start of `bytes`, as long as the client fetches its answers; returns
+    /// their length.
     fn obey_frames(&mut self, bytes: &[u8], ctx: &mut Context, now: Instant) -> Result<usize, Close> {
         let mut used = 0;
         while !self.is_crowded() {

@@ -1,15 +1,16 @@
 //! Encoded tile images, shared by all clients of a worker.
 //!
-//! Compressing a tile costs tens of microseconds, and clients that join together want the same ones: each version of a
-//! tile is compressed once. Direct-mapped by tile, so that memory is bounded whatever the canvas's size.
+//! Compressing a tile costs tens of microseconds, and clients that join together want the same ones: each
+//! version of a tile is compressed once. Direct-mapped by tile, so that memory is bounded whatever the
+//! canvas's size.
 
 use canvas::codec::tiles::ImageEncoder;
 use canvas::geometry::TILE_PIXELS;
 use canvas::tiles::TileReader;
 use std::rc::Rc;
 
-/// Images kept, a power of two: 4096 of at most 4.1 KB are 17 MB at worst, and a 4096 x 4096 canvas whole. A smaller
-/// cache compresses the tiles of larger canvases again for each client.
+/// Images kept, a power of two: 4096 of at most 4.1 KB are 17 MB at worst, and a 4096 x 4096 canvas whole. A
+/// smaller cache compresses the tiles of larger canvases again for each client.
 const ENTRIES: usize = 4096;
 
 struct Entry {

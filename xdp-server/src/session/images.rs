@@ -1,9 +1,9 @@
 //! Tile images on their way to a client: snapshot, view and repair.
 //!
-//! Requests wait as the *names* of tiles; an image is read from the canvas, and compressed, only when QUIC has room for
-//! it. So a slow client holds no images, and whatever it gets is the newest. One stream is open at a time, and answers
-//! all requests of its kind that came in meanwhile. What is asked for is bounded: [`Images::is_crowded`] tells the session
-//! to read no more requests for now.
+//! Requests wait as the *names* of tiles; an image is read from the canvas, and compressed, only when QUIC
+//! has room for it. So a slow client holds no images, and whatever it gets is the newest. One stream is open
+//! at a time, and answers all requests of its kind that came in meanwhile. What is asked for is bounded:
+//! [`Images::is_crowded`] tells the session to read no more requests for now.
 
 use super::context::Context;
 use crate::quic::config::Connection;
@@ -13,8 +13,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-/// Views that may wait for their images before the session stops reading requests. Somebody who drags a map sends a few
-/// a second; each one waiting costs 40 bytes here and all its tiles on the wire.
+/// Views that may wait for their images before the session stops reading requests. Somebody who drags a map
+/// sends a few a second; each one waiting costs 40 bytes here and all its tiles on the wire.
 const MAX_VIEWS: usize = 8;
 
 /// Tiles named in REPAIR frames that may wait likewise: one frame names up to 8192.
@@ -89,7 +89,8 @@ impl Images {
     /// Sends images until QUIC has no more room, the budget is used up, or none is left.
     ///
     /// # Errors
-    /// quiche's, when the connection can go on no longer. A stream that the client refused is given up, not an error.
+    /// quiche's, when the connection can go on no longer. A stream that the client refused is given up, not
+    /// an error.
     pub fn pump(
         &mut self,
         quic: &mut Connection,
@@ -147,7 +148,8 @@ impl Images {
         (!self.repairs.is_empty()).then_some((TilesReason::Repair, Job::Repair))
     }
 
-    /// Opens the stream for the next request. `false`: there is none, or the client allows no more streams yet.
+    /// Opens the stream for the next request. `false`: there is none, or the client allows no more streams
+    /// yet.
     fn open(&mut self, quic: &mut Connection) -> bool {
         if quic.peer_streams_left_uni() == 0 {
             return false;

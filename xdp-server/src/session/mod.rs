@@ -1,8 +1,8 @@
 //! What a connection means to the canvas (canvas/1, sections 3 to 5).
 //!
-//! A [`Session`] is the protocol state of one client. The worker calls it with what QUIC delivered, and lets it push what
-//! it wants to send ([`Session::pump`], [`Session::broadcast`]); it touches one connection, the worker's [`Context`] and
-//! nothing else, never blocks, and ends a connection only by returning [`Close`].
+//! A [`Session`] is the protocol state of one client. The worker calls it with what QUIC delivered, and lets
+//! it push what it wants to send ([`Session::pump`], [`Session::broadcast`]); it touches one connection, the
+//! worker's [`Context`] and nothing else, never blocks, and ends a connection only by returning [`Close`].
 //!
 //! - `control`: the control stream's buffers
 //! - `images`, `image_cache`: snapshot, views, repairs
@@ -33,11 +33,12 @@ use paint::PaintLimit;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// Bytes of diffs as frames that may wait on the control stream of a client without datagrams. Beyond, it loses diffs and
-/// repairs, as clients with datagrams do: a tick of 60,000 changed pixels fits.
+/// Bytes of diffs as frames that may wait on the control stream of a client without datagrams. Beyond, it
+/// loses diffs and repairs, as clients with datagrams do: a tick of 60,000 changed pixels fits.
 const DIFF_FRAME_BACKLOG: usize = 256 * 1024;
 
-/// Smallest byte budget's burst, in bytes: a tile image and a few diffs, so that the slowest client gets whole things.
+/// Smallest byte budget's burst, in bytes: a tile image and a few diffs, so that the slowest client gets
+/// whole things.
 const MIN_BURST: u64 = 8 * 1024;
 
 /// Why the server ends a connection.
@@ -86,7 +87,8 @@ pub struct Session {
     wants_diffs: bool,
     /// The client takes datagrams of the size that ours have.
     datagrams: bool,
-    /// The last broadcast did not fit: the next one starts elsewhere, so that no tile is always the one left out.
+    /// The last broadcast did not fit: the next one starts elsewhere, so that no tile is always the one left
+    /// out.
     behind: bool,
     /// Malformed datagrams so far.
     malformed: u32,
@@ -150,8 +152,8 @@ impl Session {
         !self.outbox.is_empty() || !self.images.is_idle() || self.paused
     }
 
-    /// Hands to QUIC what it has room for. Returns how long to wait before calling again although nothing was received,
-    /// if the client's byte budget is what holds its images up.
+    /// Hands to QUIC what it has room for. Returns how long to wait before calling again although nothing was
+    /// received, if the client's byte budget is what holds its images up.
     pub fn pump(
         &mut self,
         quic: &mut Connection,
@@ -253,7 +255,8 @@ impl Session {
     }
 }
 
-/// Rate in bytes a second and burst in bytes of a budget of `kbit` kbit/s (0: none): a second's worth at once.
+/// Rate in bytes a second and burst in bytes of a budget of `kbit` kbit/s (0: none): a second's worth at
+/// once.
 fn byte_budget(kbit: u32) -> (u64, u64) {
     let rate = u64::from(kbit) * 1000 / 8;
     (rate, rate.max(MIN_BURST))

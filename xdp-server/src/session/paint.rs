@@ -1,7 +1,8 @@
 //! Pixels on their way from a client to the master.
 //!
-//! The worker checks what it can (bounds, colour, rate), so that this work is spread over the cores and the master only
-//! writes. It queues the rest; where the queue is full, pixels are rejected as overload, never waited for.
+//! The worker checks what it can (bounds, colour, rate), so that this work is spread over the cores and the
+//! master only writes. It queues the rest; where the queue is full, pixels are rejected as overload, never
+//! waited for.
 
 use super::{Bucket, Close, Context, PendingAck};
 use crate::link::{Ack, Entry, EntryKind};
@@ -10,8 +11,8 @@ use canvas::codec::{Pixel, Pixels};
 use canvas::codes::{CloseCode, REASON_NONE, Reason};
 use std::time::Instant;
 
-/// A client that paints more than this many times its rate, for longer than [`FLOOD_SECONDS`], is closed instead of being
-/// told "no" for ever. Lower catches clients with a bad clock.
+/// A client that paints more than this many times its rate, for longer than [`FLOOD_SECONDS`], is closed
+/// instead of being told "no" for ever. Lower catches clients with a bad clock.
 const FLOOD_FACTOR: u64 = 4;
 
 /// See [`FLOOD_FACTOR`]; seconds.
@@ -115,8 +116,8 @@ pub fn datagram(
     queue(pixels, EntryKind::Datagram, 0, limit, ctx, now).verdict()
 }
 
-/// Obeys a PAINT frame of the connection with this slot and generation. Returns the answer if the master has no part in
-/// it, because the queue is full.
+/// Obeys a PAINT frame of the connection with this slot and generation. Returns the answer if the master has
+/// no part in it, because the queue is full.
 pub fn frame(
     seq: u32,
     pixels: Pixels<'_>,
@@ -145,7 +146,8 @@ pub fn frame(
     Ok(None)
 }
 
-/// Counts pixels that came before HELLO: rejected with [`Reason::NotAllowed`], which a datagram has no answer to tell.
+/// Counts pixels that came before HELLO: rejected with [`Reason::NotAllowed`], which a datagram has no answer
+/// to tell.
 pub fn reject_before_hello(pixels: Pixels<'_>, ctx: &mut Context) {
     ctx.stats.pixels_received += pixels.len() as u64;
     ctx.stats.pixels_rejected += pixels.len() as u64;
@@ -153,8 +155,8 @@ pub fn reject_before_hello(pixels: Pixels<'_>, ctx: &mut Context) {
 
 /// Writes the PAINT_ACK for a frame.
 pub fn encode_ack(pending: &PendingAck, ack: &Ack, out: &mut Vec<u8>) {
-    // What the worker refused came before what the master refused of the same frame only by chance: either reason is
-    // the first of its kind, and the worker's is the client's own mistake.
+    // What the worker refused came before what the master refused of the same frame only by chance: either
+    // reason is the first of its kind, and the worker's is the client's own mistake.
     let reason = if pending.reason == REASON_NONE { ack.reason } else { pending.reason };
     let rejected = pending.rejected.saturating_add(ack.rejected);
     ServerFrame::PaintAck(PaintAck {

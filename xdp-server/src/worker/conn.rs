@@ -7,9 +7,9 @@ use crate::session::Session;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Received packets that may wait for one acknowledgement. quiche acknowledges whenever it sends; an ACK costs more than
-/// the message it acknowledges. RFC 9000 (13.2.2) recommends 2 for streams that are limited by their window; clients here
-/// send single packets. Larger values delay a client's loss detection.
+/// Received packets that may wait for one acknowledgement. quiche acknowledges whenever it sends; an ACK
+/// costs more than the message it acknowledges. RFC 9000 (13.2.2) recommends 2 for streams that are limited
+/// by their window; clients here send single packets. Larger values delay a client's loss detection.
 const ACK_EVERY: u8 = 8;
 
 /// Where a connection is in its life.
@@ -25,8 +25,8 @@ pub enum Life {
     Closing,
 }
 
-/// The two network paths of a connection that matter: the one in use, and the one that a packet last came from
-/// otherwise (a NAT that rebinds, a client that probes).
+/// The two network paths of a connection that matter: the one in use, and the one that a packet last came
+/// from otherwise (a NAT that rebinds, a client that probes).
 #[derive(Clone, Copy, Debug)]
 pub struct Paths {
     current: Path,

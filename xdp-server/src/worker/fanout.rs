@@ -1,8 +1,8 @@
 //! Sending one tick to every subscriber, a few at a time.
 //!
-//! A tick is encoded for each distinct *view* once, in buffers that all clients with that view share. Subscribers are
-//! served in the order of a dense list, a bounded number each turn, so that a broadcast to 10,000 clients is spread over
-//! the tick and never holds up what they send.
+//! A tick is encoded for each distinct *view* once, in buffers that all clients with that view share.
+//! Subscribers are served in the order of a dense list, a bounded number each turn, so that a broadcast to
+//! 10,000 clients is spread over the tick and never holds up what they send.
 
 use crate::session::Broadcast;
 use canvas::Tick;
@@ -53,7 +53,8 @@ impl Fanout {
         next
     }
 
-    /// The present tick as encoded for `view`. Call for a slot from [`next_subscriber`](Self::next_subscriber).
+    /// The present tick as encoded for `view`. Call for a slot from
+    /// [`next_subscriber`](Self::next_subscriber).
     pub fn broadcast(&mut self, view: TileRect) -> Rc<Broadcast> {
         let Some(tick) = &self.tick else { return Rc::default() };
         self.views.entry(view).or_insert_with(|| Rc::new(encode(tick, &view))).clone()
@@ -67,8 +68,8 @@ impl Fanout {
 
     /// Removes the subscriber at `place`, and returns those that have moved: (slot, its new place).
     ///
-    /// A subscriber that was not served yet stays so, and likewise one that was: a hole among the served is filled with
-    /// the last served, and the hole that this leaves with the last of all.
+    /// A subscriber that was not served yet stays so, and likewise one that was: a hole among the served is
+    /// filled with the last served, and the hole that this leaves with the last of all.
     pub fn remove(&mut self, place: u32) -> impl Iterator<Item = (u32, u32)> + use<> {
         let mut hole = place as usize;
         let mut moved = [None, None];

@@ -12,16 +12,19 @@ use canvas::codes::CloseCode;
 use quiche::{ConnectionId, PathEvent, RecvInfo};
 use std::time::{Duration, Instant};
 
-/// Replies without a connection that may wait for transmission: they answer strangers, and are the first to be dropped.
+/// Replies without a connection that may wait for transmission: they answer strangers, and are the first to
+/// be dropped.
 const STATELESS_QUEUE: usize = 64;
 
 /// QUIC's CRYPTO_ERROR codes: a TLS alert each (RFC 9000, section 20.1).
 const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
 
-/// Connection IDs that a client has besides the one in use. One lets it move; each more is some 100 bytes a connection.
+/// Connection IDs that a client has besides the one in use. One lets it move; each more is some 100 bytes a
+/// connection.
 const SPARE_IDS: usize = 1;
 
-/// A handshake that takes longer is given up. QUIC retransmits after 1, 2 and 4 seconds: this outlasts the third loss.
+/// A handshake that takes longer is given up. QUIC retransmits after 1, 2 and 4 seconds: this outlasts the
+/// third loss.
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 impl Core {
@@ -62,7 +65,8 @@ impl Core {
         (ours && self.table.find(route.slot, route.generation).is_some()).then_some(route.slot)
     }
 
-    /// Deals with a packet under a long header: of a connection here or elsewhere, of a handshake, or of somebody new.
+    /// Deals with a packet under a long header: of a connection here or elsewhere, of a handshake, or of
+    /// somebody new.
     fn on_handshake_packet(
         &mut self,
         dcid: Vec<u8>,
@@ -99,7 +103,8 @@ impl Core {
         }
     }
 
-    /// Hands a packet to worker `owner`. `reset`: the ID of a 1-RTT packet, to be reset if there is no such worker.
+    /// Hands a packet to worker `owner`. `reset`: the ID of a 1-RTT packet, to be reset if there is no such
+    /// worker.
     fn pass_on(
         &mut self,
         owner: u8,
@@ -184,8 +189,8 @@ impl Core {
         let dropped = self.ctx.stats.drop_quic;
         self.deliver(slot, path, packet, now);
         let Some(conn) = self.table.get_mut(slot) else { return };
-        // A TLS alert (wrong ALPN, no common group) is told to the client; else, if not one packet in it was authentic, it
-        // was no Initial of that connection ID.
+        // A TLS alert (wrong ALPN, no common group) is told to the client; else, if not one packet in it was
+        // authentic, it was no Initial of that connection ID.
         let alert = conn.quic.local_error().is_some_and(|error| TLS_ALERTS.contains(&error.error_code));
         if conn.quic.stats().recv == 0 && !alert {
             self.ctx.stats.drop_quic = dropped + 1;
@@ -237,8 +242,8 @@ impl Core {
         }
     }
 
-    /// Lets the session of `slot` read what QUIC has for it. `true`: there is something to send now, not just to
-    /// acknowledge some time.
+    /// Lets the session of `slot` read what QUIC has for it. `true`: there is something to send now, not just
+    /// to acknowledge some time.
     fn serve_session(&mut self, slot: u32, now: Instant) -> Result<bool, Close> {
         let Some(conn) = self.table.get_mut(slot) else { return Ok(false) };
         let Conn { quic, session, .. } = conn;
@@ -301,7 +306,8 @@ impl Core {
 fn follow_path_events(conn: &mut Conn) {
     while let Some(event) = conn.quic.path_event_next() {
         match event {
-            // An error means that the path is known or too many are: the client's packets are answered all the same.
+            // An error means that the path is known or too many are: the client's packets are answered all
+            // the same.
             PathEvent::New(local, peer) => drop(conn.quic.probe_path(local, peer)),
             PathEvent::PeerMigrated(_, peer) => {
                 conn.paths.migrate(peer);

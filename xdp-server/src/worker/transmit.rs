@@ -8,12 +8,12 @@ use crate::session::Close;
 use canvas::codes::CloseCode;
 use std::time::{Duration, Instant};
 
-/// Packets that one connection may send before the next one's turn: the initial congestion window of 10 and some, so
-/// that a snapshot's start leaves as one train. Larger lets one client's snapshot delay the others.
+/// Packets that one connection may send before the next one's turn: the initial congestion window of 10 and
+/// some, so that a snapshot's start leaves as one train. Larger lets one client's snapshot delay the others.
 const TRAIN: u32 = 16;
 
-/// How long the client's first destination ID is remembered after the handshake: repeated Initials that were long under
-/// way must not look like a new client.
+/// How long the client's first destination ID is remembered after the handshake: repeated Initials that were
+/// long under way must not look like a new client.
 const INITIAL_MEMORY: Duration = Duration::from_secs(3);
 
 impl Core {

@@ -1,4 +1,5 @@
-//! A whole server over the simulated network, with quiche clients: the protocol, loss, rebinding, limits, drain.
+//! A whole server over the simulated network, with quiche clients: the protocol, loss, rebinding, limits,
+//! drain.
 
 mod client;
 mod world;
@@ -39,8 +40,9 @@ fn a_pixel_comes_back_to_its_painter_and_to_others() {
     assert_eq!(diffs(painter), diffs(watcher), "the same view gets the same bytes");
 }
 
-/// The test ladder's second rung: two workers, loss of 5%, duplicates, reordering, rebinding to the other queue, late
-/// joiners, both ways of painting; at the end every mirror is the canvas and every frame was acknowledged once.
+/// The test ladder's second rung: two workers, loss of 5%, duplicates, reordering, rebinding to the other
+/// queue, late joiners, both ways of painting; at the end every mirror is the canvas and every frame was
+/// acknowledged once.
 #[test]
 fn everybody_converges_over_a_bad_network() {
     let sim = SimConfig { loss: 0.05, duplicate: 0.02, reorder: 0.05, tx_slots: 16, ..SimConfig::default() };
@@ -366,8 +368,8 @@ fn unknown_versions_are_answered_and_garbage_is_not() {
     assert_eq!(stats.connections, 0);
 }
 
-/// Strangers send whole packets of others with bytes changed, cut or repeated, and pure noise, to both workers, while a
-/// client paints: nothing panics, nobody is disturbed, and every packet is accounted for.
+/// Strangers send whole packets of others with bytes changed, cut or repeated, and pure noise, to both
+/// workers, while a client paints: nothing panics, nobody is disturbed, and every packet is accounted for.
 #[test]
 fn workers_eat_arbitrary_packets() {
     let mut world = World::new(&Options { workers: 2, max_connections: 8, ..Options::default() });
@@ -411,8 +413,9 @@ fn workers_eat_arbitrary_packets() {
     assert_eq!(world.clients[client].close_code(), None);
 }
 
-/// Clients that speak QUIC well and canvas/1 badly: random bytes, and real frames with bytes changed, on the control
-/// stream and in datagrams. The worst that happens is that the server closes them with a code of the protocol.
+/// Clients that speak QUIC well and canvas/1 badly: random bytes, and real frames with bytes changed, on the
+/// control stream and in datagrams. The worst that happens is that the server closes them with a code of the
+/// protocol.
 #[test]
 fn sessions_eat_arbitrary_frames() {
     let mut world = World::new(&Options { max_connections: 4096, ..Options::default() });
@@ -463,7 +466,8 @@ fn sessions_eat_arbitrary_frames() {
     assert!(world.stats().protocol_violations > 20);
 }
 
-/// A paints-only client's packets are acknowledged at most once in eight, or once in the delay, and never later.
+/// A paints-only client's packets are acknowledged at most once in eight, or once in the delay, and never
+/// later.
 #[test]
 fn acknowledgements_are_few_and_in_time() {
     let mut world = World::new(&Options::default());

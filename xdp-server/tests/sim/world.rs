@@ -1,4 +1,5 @@
-//! A whole server in one thread: workers over the simulated network, the master, and clients that are turned by hand.
+//! A whole server in one thread: workers over the simulated network, the master, and clients that are turned
+//! by hand.
 
 use crate::client::{Client, ClientOptions};
 use canvas::{Canvas, Geometry, Palette, TILE_PIXELS};
