@@ -18,10 +18,11 @@ die() {
 }
 
 # shellcheck disable=SC2034 # These lists are for those who source this.
-# What compiles the server: clang, llvm and libelf the XDP program; cmake, g++ and libclang (bindgen)
-# BoringSSL; m4, libpcap and gcc-multilib (32-bit headers that BPF programs include) libxdp.
+# What compiles the server: clang, llvm and libelf the XDP program; cmake, g++, libclang (for bindgen) and git
+# (its crate applies patches with it) BoringSSL; m4, libpcap and gcc-multilib (32-bit headers that BPF programs
+# include) libxdp.
 readonly BUILD_PACKAGES=(
-    ca-certificates clang cmake g++ gcc-multilib libclang-dev libelf-dev libpcap-dev llvm m4 make pkg-config
+    ca-certificates clang cmake g++ gcc-multilib git libclang-dev libelf-dev libpcap-dev llvm m4 make pkg-config
     zlib1g-dev
 )
 # shellcheck disable=SC2034
@@ -72,7 +73,8 @@ as_owner() {
 
 # Sees to it that cargo is there, and new enough.
 need_rust() {
-    export PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
+    # First, since a distribution may have an old one, and sudo forgets the path of who called it.
+    export PATH=${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH
     local needed found
     needed=$(sed -n 's/^rust-version = "\([0-9.]*\)".*/\1/p' Cargo.toml)
     found=$(as_owner rustc --version 2>/dev/null | cut -d' ' -f2 || true)

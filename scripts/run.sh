@@ -68,15 +68,15 @@ port=${listen##*:}
 if [[ $EUID -ne 0 ]]; then
     command -v sudo >/dev/null || die "needs root, and there is no sudo: run it as root"
     say "needs root: calling sudo"
-    exec sudo --preserve-env=CARGO_TARGET_DIR "${BASH_SOURCE[0]}" "${given[@]}"
+    exec sudo --preserve-env=CARGO_TARGET_DIR scripts/run.sh "${given[@]}"
 fi
 
 # A virtual cable of this name, so that testbed.sh's own one, xdpbed, may be up at the same time.
 readonly BED=xdprun
-# MiB of huge pages that each queue's UMEM takes, and KiB that each connection of a worker's table does.
-readonly UMEM_MIB=16 CONNECTION_KIB=9
-# MiB of them for the canvas.
-readonly CANVAS_MIB=4
+# What is to fit into huge pages: each queue's UMEM and the canvas, in MiB, and each entry of a worker's table
+# of connections, in KiB. Less than the server takes shows as a problem in the result; more is memory kept for
+# nothing.
+readonly UMEM_MIB=16 CANVAS_MIB=4 CONNECTION_KIB=9
 
 loadgen_pid=
 bed_is_up=
@@ -128,7 +128,7 @@ if [[ -n $iface ]]; then
     serve_on_nic "$@"
 fi
 
-exec {run_lock}>"/run/lock/$BED.lock"
+exec {run_lock}>"/run/$BED.lock"
 flock -n "$run_lock" || die "another run.sh is running; wait for its end"
 # Standard output is for the result alone.
 exec {result_output}>&1 1>&2

@@ -24,19 +24,34 @@
 # a second apply keeps the value that was there before the first. What the kernel forgets when it reboots is dropped
 # from a state file of an earlier boot: undo must not write, say, the affinity of what was IRQ 40 to what is now.
 #
+# What a setting is that is a file of the kernel, as most are, is in settings.sh.
+#
 # All paths of the host (/proc, /sys, /etc, /var) are taken below --root, so that hosts that are not at hand can be
 # tested as directories.
 
 readonly STATE_DIRECTORY=/var/lib/xdp-server/tune
-stages_directory=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/stages
-readonly stages_directory
+TUNE_SCRIPTS=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+readonly TUNE_SCRIPTS
+# shellcheck source=scripts/settings.sh
+source "$TUNE_SCRIPTS/settings.sh"
+
+# What programs answer is read here: in English.
+export LC_ALL=C
 
 # From the command line.
 action=
 dry_run=
 only=
 state_file=
-root=${TUNE_ROOT-}
+# From the script, where one has several states: the name of this one, and what its undo takes besides.
+state_name=
+undo_arguments=
+# Where the host is looked for; from the environment, or --root.
+TUNE_ROOT=${TUNE_ROOT-}
+# Words that take_common took.
+taken=0
+# What record did: whether there is a new line, that unrecord may take back.
+fresh_record=
 
 # The stage at work; those that the plan has; whether it is only asked for their names.
 stage=
@@ -44,6 +59,8 @@ known=()
 listing=
 # Lines of the state file, without its head.
 records=()
+# Stages whose files have been sourced.
+declare -A loaded=()
 # Outcomes, for the last line and the exit status.
 declare -A outcomes=([ok]=0 [differs]=0 [changed]=0 [restored]=0 [skipped]=0 [failed]=0)
 
@@ -69,6 +86,7 @@ need_value() {
 
 # take_common ARGUMENT...: takes the first argument, with its value, if it is one that all scripts have, and says in
 # `taken` how many words these were. Otherwise returns 1.
+# shellcheck disable=SC2034 # Those who source this read it.
 take_common() {
     taken=1
     case $1 in
@@ -84,7 +102,7 @@ take_common() {
             case $1 in
                 --only) only=$2 ;;
                 --state-file) state_file=$2 ;;
-                --root) root=${2%/} ;;
+                --root) TUNE_ROOT=${2%/} ;;
             esac
             ;;
         -h | --help)
@@ -95,10 +113,14 @@ take_common() {
     esac
 }
 
-# report OUTCOME TEXT...: one line of the result.
+# report OUTCOME TEXT...: one line of the result. In a dry run, what is not really changed says `would`.
 report() {
     outcomes[$1]=$((outcomes[$1] + 1))
-    printf '%-10s %-8s %s\n' "$stage" "$1" "${*:2}"
+    local word=$1
+    if [[ -n $dry_run && ($1 == changed || $1 == restored) ]]; then
+        word=would
+    fi
+    printf '%-10s %-8s %s\n' "$stage" "$word" "${*:2}"
 }
 
 applying() {
@@ -127,45 +149,6 @@ run() {
     return 1
 }
 
-# read_exactly FILE: puts all of it into `content`, newlines at its end included.
-read_exactly() {
-    content=$(cat -- "$1" 2>/dev/null && printf x) && content=${content%x}
-}
-
-# write_value PATH VALUE: writes to a file of the kernel, and shows it. What goes wrong is left in `complaint`.
-write_value() {
-    local bare=${2%$'\n'}
-    if [[ $bare =~ ^[A-Za-z0-9_-]+$ ]]; then
-        printf '+ echo %s >%s\n' "$bare" "$root$1"
-    else
-        printf '+ echo %s >%s\n' "\"${bare//$'\t'/ }\"" "$root$1"
-    fi
-    [[ -z $dry_run ]] || return 0
-    complaint=$({ printf '%s' "$2" >"$root$1"; } 2>&1) && return
-    # Bash says `FILE: line N: PATH: WHY`, or `FILE: line N: printf: write error: WHY`.
-    complaint=${complaint##*: }
-    case $complaint in
-        'Read-only file system')
-            complaint+=" (a container's, probably: run this on the host, or start the container with --privileged)"
-            ;;
-        'Permission denied' | 'Operation not permitted')
-            complaint+=" (it takes root of the host, not of a container or of a network namespace: run this there)"
-            ;;
-    esac
-    return 1
-}
-
-# name_of PATH: what a setting is usually called.
-name_of() {
-    case $1 in
-        /proc/sys/*)
-            local name=${1#/proc/sys/}
-            printf '%s' "${name//\//.}"
-            ;;
-        *) printf '%s' "$1" ;;
-    esac
-}
-
 # --- The state file ---
 
 # encode FIELD...: a line of the state file, without its newline.
@@ -188,7 +171,7 @@ decode() {
 }
 
 boot_id() {
-    cat "$root/proc/sys/kernel/random/boot_id" 2>/dev/null || echo unknown
+    cat "$TUNE_ROOT/proc/sys/kernel/random/boot_id" 2>/dev/null || echo unknown
 }
 
 # Reads the state file, if there is one. Nobody else changes it from here on: one script at a time holds the lock,
@@ -196,8 +179,10 @@ boot_id() {
 load_state() {
     local line head boot directory
     directory=$(dirname "$state_file")
-    if [[ -z $dry_run && ($action == apply || $action == undo) ]]; then
+    if [[ -z $dry_run && $action == apply ]]; then
         mkdir -p "$directory"
+    fi
+    if [[ -z $dry_run && ($action == apply || $action == undo) && -d $directory ]]; then
         exec {state_lock}<"$directory"
         flock -n "$state_lock" || die "another script changes settings now ($directory is locked); wait for its end"
     fi
@@ -244,8 +229,8 @@ is_recorded() {
     return 1
 }
 
-# record FUNCTION KEY [ARGUMENT...]: writes down that FUNCTION KEY ARGUMENT... undoes what is about to be changed, unless
-# that is recorded already.
+# record FUNCTION KEY [ARGUMENT...]: writes down that FUNCTION KEY ARGUMENT... undoes what is about to be changed,
+# unless that is recorded already.
 record() {
     fresh_record=
     if ! is_recorded "$1" "$2"; then
@@ -262,137 +247,7 @@ unrecord() {
     save_state
 }
 
-# --- Settings that are files of the kernel ---
-
-# A rule says whether a value serves. It gets the value found and the value wanted; leaves in `target` what to write,
-# in `shown` what to call the value found, and returns 0 when it serves, 1 when it does not. `note` says why a value
-# serves that is not the one wanted.
-
-# Numbers, each to be at least so large. Where some are larger already, those are kept.
-rule_at_least() {
-    local found wanted index serves=0
-    read -r -a found <<<"$1"
-    read -r -a wanted <<<"$2"
-    shown=${found[*]}
-    for index in "${!wanted[@]}"; do
-        if [[ ! ${found[index]-} =~ ^[0-9]+$ ]]; then
-            serves=1
-        elif [[ ${#found[index]} -gt 18 || ${found[index]} -gt ${wanted[index]} ]]; then
-            # 19 digits may not fit bash's numbers, and are more than any number here.
-            wanted[index]=${found[index]}
-            note="already more than $2"
-        elif [[ ${found[index]} -lt ${wanted[index]} ]]; then
-            serves=1
-        fi
-    done
-    target=${wanted[*]}
-    return "$serves"
-}
-
-# A range, two numbers, that is to contain another.
-rule_contains() {
-    local low high wanted_low wanted_high
-    read -r low high <<<"$1"
-    read -r wanted_low wanted_high <<<"$2"
-    shown="$low $high"
-    target="$((low < wanted_low ? low : wanted_low)) $((high > wanted_high ? high : wanted_high))"
-    [[ $target != "$2" ]] && note="already wider than $2"
-    [[ $target == "$shown" ]]
-}
-
-# One value and no other.
-rule_is() {
-    shown=${1%$'\n'}
-    target=$2
-    [[ $shown == "$2" ]]
-}
-
-# A list of words, the chosen one in brackets. Several may be wanted: the first is written, any of them serves.
-rule_chosen() {
-    local word
-    shown=${1##*[}
-    shown=${shown%%]*}
-    target=${2%% *}
-    for word in $2; do
-        [[ $shown != "$word" ]] || return 0
-    done
-    return 1
-}
-
-# setting PATH RULE WANTED: a setting that is a file of the kernel.
-setting() {
-    local path=$1 rule=$2 wanted=$3 name old content complaint= target= shown= note=
-    name=$(name_of "$path")
-    if [[ ! -e $root$path ]]; then
-        report skipped "$name: there is none here"
-        return
-    fi
-    if ! read_exactly "$root$path"; then
-        report skipped "$name cannot be read here"
-        return
-    fi
-    if "rule_$rule" "$content" "$wanted"; then
-        report ok "$name = $shown${note:+ ($note)}"
-        return
-    fi
-    if ! applying; then
-        report differs "$name: found $shown, wanted $target"
-        return
-    fi
-    old=$content
-    [[ $rule != chosen ]] || old=$shown$'\n'
-    record undo_write "$path" "$old"
-    local was=$shown
-    if ! write_value "$path" "$target"$'\n'; then
-        unrecord
-        report failed "$name: found $was, wanted $target: $complaint"
-    elif [[ -n $dry_run ]]; then
-        report changed "$name: from $was (not really: a dry run)"
-    elif read_exactly "$root$path" && "rule_$rule" "$content" "$wanted"; then
-        report changed "$name: from $was"
-    else
-        report failed "$name: wrote $target, and the kernel has made it $shown"
-    fi
-}
-
 # --- Undoing ---
-
-# undo_write PATH OLD: writes a value back.
-undo_write() {
-    local name complaint= content
-    name=$(name_of "$1")
-    if [[ ! -e $root$1 ]]; then
-        report skipped "$name: gone, nothing to restore"
-    elif read_exactly "$root$1" && is_written "$content" "$2"; then
-        report ok "$name is ${2%$'\n'} already"
-    elif ! write_value "$1" "$2"; then
-        report failed "$name: $complaint"
-        return 1
-    elif [[ -z $dry_run ]] && ! { read_exactly "$root$1" && is_written "$content" "$2"; }; then
-        report failed "$name: wrote ${2%$'\n'} back, and the kernel has made it ${content%$'\n'}"
-        return 1
-    else
-        report restored "$name"
-    fi
-}
-
-# Whether a file that reads so has this value: its text, or the word that it has in brackets.
-is_written() {
-    [[ $1 == "$2" || $1 == *"[${2%$'\n'}]"* ]]
-}
-
-# undo_file PATH: removes a file that apply has made.
-undo_file() {
-    local complaint=
-    if [[ ! -e $root$1 ]]; then
-        report ok "$1 is gone already"
-    elif run rm -- "$root$1"; then
-        report restored "$1 removed"
-    else
-        report failed "$1: $complaint"
-        return 1
-    fi
-}
 
 undo_all() {
     local index fields
@@ -425,7 +280,7 @@ show_status() {
         decode "$line"
         stage=${fields[0]}
         if [[ ${fields[1]} == undo_write ]]; then
-            read_exactly "$root${fields[2]}" || content=gone
+            read_exactly "$TUNE_ROOT${fields[2]}" || content=gone
             printf '%-10s %s: was %s, is %s\n' "$stage" "$(name_of "${fields[2]}")" "${fields[3]%$'\n'}" \
                 "${content%$'\n'}"
         else
@@ -441,9 +296,11 @@ selected() {
     [[ -z $only || ,$only, == *,$1,* ]]
 }
 
+# load_stage NAME: sources the stage's file, once.
 load_stage() {
-    local file=$stages_directory/$1.sh
-    if [[ $1 =~ ^[a-z]+$ && -e $file ]]; then
+    local file=$TUNE_SCRIPTS/stages/$1.sh
+    if [[ $1 =~ ^[a-z]+$ && -e $file && -z ${loaded[$1]-} ]]; then
+        loaded[$1]=yes
         # shellcheck source=/dev/null
         source "$file"
     fi
@@ -456,7 +313,7 @@ stage() {
         known+=("$1")
     elif selected "$1"; then
         load_stage "$1"
-        "stage_$@"
+        "stage_$1" "${@:2}"
     fi
 }
 
@@ -468,38 +325,34 @@ skip_stage() {
     fi
 }
 
-# perform PLAN: does what the command line asks for, and ends the script.
+# perform PLAN: does what the command line asks for. Returns the script's exit status: 0 done, or nothing differs; 1
+# something differs, or could not be done.
 perform() {
     local name
     action=${action:-apply}
-    if [[ -n $root && ! -d $root ]]; then
-        usage_error "--root $root: no such directory"
+    if [[ -n $TUNE_ROOT && ! -d $TUNE_ROOT ]]; then
+        usage_error "--root $TUNE_ROOT: no such directory"
     fi
     # Where an ordinary user's PATH ends, and these programs are.
-    PATH=$PATH:$root/usr/sbin:$root/sbin
-    : "${state_file:=$root$STATE_DIRECTORY/${state_name:-$(basename "$0" .sh)}.state}"
+    PATH=$PATH:$TUNE_ROOT/usr/sbin:$TUNE_ROOT/sbin
+    : "${state_file:=$TUNE_ROOT$STATE_DIRECTORY/${state_name:-$(basename "$0" .sh)}.state}"
     listing=yes
     "$1"
     listing=
     for name in ${only//,/ }; do
         [[ " ${known[*]} " == *" $name "* ]] || usage_error "--only $name: the stages are ${known[*]}"
     done
-    if [[ ($action == apply || $action == undo) && -z $root && -z $dry_run && $EUID -ne 0 ]]; then
+    if [[ ($action == apply || $action == undo) && -z $TUNE_ROOT && -z $dry_run && $EUID -ne 0 ]]; then
         die "needs root; type: sudo $0 $action ... (check and status work without, and so does --dry-run)"
     fi
     load_state
     case $action in
         check | apply) "$1" ;;
         undo) undo_all ;;
-        status)
-            show_status
-            exit 0
-            ;;
+        status) show_status ;;
     esac
-    # A script ends where it has been read to by now: it may change while it runs.
     summarise
     [[ ${outcomes[differs]} -eq 0 && ${outcomes[failed]} -eq 0 ]]
-    exit
 }
 
 summarise() {
@@ -508,7 +361,7 @@ summarise() {
         [[ ${outcomes[$outcome]} -eq 0 ]] || line+=", ${outcomes[$outcome]} $outcome"
     done
     [[ -n $line ]] || return 0
-    echo "$action${dry_run:+ (dry run)}: ${line#, }"
+    echo "$action${dry_run:+, a dry run: nothing was changed}: ${line#, }"
     if applying && [[ ${#records[@]} -gt 0 && -z $dry_run ]]; then
         echo "recorded in $state_file; to restore what was: $0${undo_arguments:+ $undo_arguments} undo"
     fi

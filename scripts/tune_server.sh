@@ -71,8 +71,8 @@ while [[ $# -gt 0 ]]; do
 done
 [[ $backend =~ ^(xdp|io_uring|socket)$ ]] || usage_error "--backend $backend: xdp, io_uring or socket"
 [[ $port =~ ^[1-9][0-9]{0,4}$ && $port -le 65535 ]] || usage_error "--port $port: 1 to 65535"
-[[ -z $iface || -e $root/sys/class/net/$iface ]] ||
-    usage_error "--iface $iface: there is no such interface; there are: $(ls -x "$root/sys/class/net")"
+[[ -z $iface || -e $TUNE_ROOT/sys/class/net/$iface ]] ||
+    usage_error "--iface $iface: there is no such interface; there are: $(ls -x "$TUNE_ROOT/sys/class/net")"
 
 plan() {
     stage files 4194304

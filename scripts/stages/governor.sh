@@ -4,12 +4,12 @@
 
 stage_governor() {
     local policy available found=
-    for policy in "$root"/sys/devices/system/cpu/cpufreq/policy*; do
+    for policy in "$TUNE_ROOT"/sys/devices/system/cpu/cpufreq/policy*; do
         [[ -e $policy/scaling_governor ]] || continue
         found=yes
         available=$(cat "$policy/scaling_available_governors" 2>/dev/null || echo performance)
         if [[ " $available " == *' performance '* ]]; then
-            setting "${policy#"$root"}/scaling_governor" is performance
+            setting "${policy#"$TUNE_ROOT"}/scaling_governor" is performance
         else
             report skipped "${policy##*/} has no governor performance, only: $available"
         fi

@@ -5,7 +5,7 @@
 # irqbalance_pid: its process, or nothing
 irqbalance_pid() {
     local comm
-    for comm in "$root"/proc/[0-9]*/comm; do
+    for comm in "$TUNE_ROOT"/proc/[0-9]*/comm; do
         # A process may end meanwhile.
         if [[ $(cat "$comm" 2>/dev/null) == irqbalance ]]; then
             comm=${comm%/comm}
@@ -16,11 +16,11 @@ irqbalance_pid() {
 }
 
 systemd_runs() {
-    [[ -d $root/run/systemd/system ]]
+    [[ -d $TUNE_ROOT/run/systemd/system ]]
 }
 
 stage_irqbalance() {
-    local pid complaint=
+    local pid complaint=''
     pid=$(irqbalance_pid)
     if [[ -z $pid ]]; then
         report ok "irqbalance does not run"
@@ -40,7 +40,7 @@ stage_irqbalance() {
 }
 
 undo_irqbalance() {
-    local complaint=
+    local complaint=''
     if [[ -n $(irqbalance_pid) ]]; then
         report ok "$1 runs already"
     elif run systemctl start "$1"; then

@@ -10,7 +10,7 @@ readonly LIMITS_FILE=/etc/security/limits.d/xdp-server.conf
 
 # stage_limits NOFILE
 stage_limits() {
-    local text content complaint=
+    local text content complaint=''
     text="# Made by ${0##*/} of xdp-server; its undo removes it.
 # The wildcard leaves out root, who has lines of its own.
 *    -  nofile   $1
@@ -18,9 +18,9 @@ stage_limits() {
 root -  nofile   $1
 root -  memlock  unlimited
 "
-    if [[ ! -d $root${LIMITS_FILE%/*} ]]; then
+    if [[ ! -d $TUNE_ROOT${LIMITS_FILE%/*} ]]; then
         report skipped "${LIMITS_FILE%/*}: there is none here; logins without PAM have no limits set by it"
-    elif read_exactly "$root$LIMITS_FILE" && [[ $content == "$text" ]]; then
+    elif read_exactly "$TUNE_ROOT$LIMITS_FILE" && [[ $content == "$text" ]]; then
         report ok "$LIMITS_FILE: nofile $1, memlock unlimited"
     elif ! applying; then
         report differs "$LIMITS_FILE: found ${content:+another text}${content:-none}, wanted nofile $1, memlock unlimited"
@@ -30,7 +30,7 @@ root -  memlock  unlimited
 }
 
 write_limits() {
-    if [[ -e $root$LIMITS_FILE ]] && ! is_recorded undo_file "$LIMITS_FILE"; then
+    if [[ -e $TUNE_ROOT$LIMITS_FILE ]] && ! is_recorded undo_file "$LIMITS_FILE"; then
         report failed "$LIMITS_FILE is there, and not by this script: move it away, and apply again"
         return
     fi

@@ -13,7 +13,7 @@ readonly NFT_TABLE=xdp_server_tune
 stage_notrack() {
     local arriving=dport leaving=sport tracked port=$2
     [[ $1 == server ]] || arriving=sport leaving=dport
-    if ! tracked=$(cat "$root/proc/sys/net/netfilter/nf_conntrack_count" 2>/dev/null); then
+    if ! tracked=$(cat "$TUNE_ROOT/proc/sys/net/netfilter/nf_conntrack_count" 2>/dev/null); then
         report skipped "connection tracking is not loaded; if it is later, by a firewall, apply again"
     elif command -v nft >/dev/null; then
         notrack_with_nft
@@ -31,7 +31,7 @@ stage_notrack() {
 }
 
 notrack_with_nft() {
-    local what="UDP port $port is exempt, by table inet $NFT_TABLE" table complaint=
+    local what="UDP port $port is exempt, by table inet $NFT_TABLE" table complaint=''
     table=$(nft list table inet "$NFT_TABLE" 2>/dev/null || true)
     if [[ $(grep -c notrack <<<"$table") -eq 2 && $table == *"udp $arriving $port notrack"* &&
         $table == *"udp $leaving $port notrack"* ]]; then
@@ -44,10 +44,9 @@ notrack_with_nft() {
     fi
     record undo_nft_table "$NFT_TABLE"
     # One transaction: all of it comes into force, or nothing. Adding before deleting makes deleting safe.
-    if run nft "add table inet $NFT_TABLE; delete table inet $NFT_TABLE; table inet $NFT_TABLE {
-    chain prerouting { type filter hook prerouting priority raw; udp $arriving $port notrack; }
-    chain output { type filter hook output priority raw; udp $leaving $port notrack; }
-}"; then
+    local chains="chain prerouting { type filter hook prerouting priority raw; udp $arriving $port notrack; };"
+    chains+=" chain output { type filter hook output priority raw; udp $leaving $port notrack; };"
+    if run nft "add table inet $NFT_TABLE; delete table inet $NFT_TABLE; table inet $NFT_TABLE { $chains };"; then
         report changed "$what"
     else
         unrecord
@@ -56,8 +55,11 @@ notrack_with_nft() {
 }
 
 undo_nft_table() {
-    local complaint=
-    if ! nft list table inet "$1" >/dev/null 2>&1; then
+    local complaint=''
+    if ! command -v nft >/dev/null; then
+        report failed "there is no nft any more to delete table inet $1 with; type: sudo apt-get install nftables"
+        return 1
+    elif ! nft list table inet "$1" >/dev/null 2>&1; then
         report ok "table inet $1 is gone already"
     elif run nft delete table inet "$1"; then
         report restored "table inet $1 deleted"
@@ -70,7 +72,7 @@ undo_nft_table() {
 # notrack_with_iptables TOOL
 notrack_with_iptables() {
     local rule rules=("PREROUTING -p udp --$arriving $port -j CT --notrack" "OUTPUT -p udp --$leaving $port -j CT --notrack")
-    local complaint=
+    local complaint=''
     for rule in "${rules[@]}"; do
         # shellcheck disable=SC2086 # A rule is several words.
         if "$1" -w -t raw -C $rule 2>/dev/null; then
@@ -92,9 +94,12 @@ notrack_with_iptables() {
 
 # undo_iptables_rule 'TOOL RULE'
 undo_iptables_rule() {
-    local words complaint=
+    local words complaint=''
     read -r -a words <<<"$1"
-    if ! "${words[0]}" -w -t raw -C "${words[@]:1}" 2>/dev/null; then
+    if ! command -v "${words[0]}" >/dev/null; then
+        report failed "there is no ${words[0]} any more to delete with: $1"
+        return 1
+    elif ! "${words[0]}" -w -t raw -C "${words[@]:1}" 2>/dev/null; then
         report ok "gone already: $1"
     elif run "${words[0]}" -w -t raw -D "${words[@]:1}"; then
         report restored "deleted: $1"

@@ -11,18 +11,3 @@ stage_ports() {
         setting /proc/sys/net/ipv4/ip_local_reserved_ports lists_port "$1"
     fi
 }
-
-# A list of ports and ranges that is to have one port among the others.
-rule_lists_port() {
-    local entry entries
-    shown=${1%$'\n'}
-    IFS=, read -r -a entries <<<"$shown"
-    for entry in "${entries[@]}"; do
-        if [[ ${entry%-*} -le $2 && ${entry#*-} -ge $2 ]]; then
-            return 0
-        fi
-    done
-    target=${shown:+$shown,}$2
-    shown=${shown:-none}
-    return 1
-}

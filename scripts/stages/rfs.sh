@@ -13,10 +13,10 @@
 stage_rfs() {
     local queue found=
     setting /proc/sys/net/core/rps_sock_flow_entries at_least 65536
-    for queue in "$root/sys/class/net/$1"/queues/rx-*; do
+    for queue in "$TUNE_ROOT/sys/class/net/$1"/queues/rx-*; do
         [[ -e $queue ]] || continue
         found=yes
-        setting "${queue#"$root"}/rps_flow_cnt" at_least 4096
+        setting "${queue#"$TUNE_ROOT"}/rps_flow_cnt" at_least 4096
     done
     [[ -n $found ]] || report skipped "$1 shows no receive queues"
 }

@@ -19,7 +19,7 @@ stage_udp() {
     setting /proc/sys/net/ipv4/udp_rmem_min at_least 65536
     setting /proc/sys/net/ipv4/udp_wmem_min at_least 65536
     page=$(getconf PAGESIZE)
-    total=$(awk '$1 == "MemTotal:" { print $2 }' "$root/proc/meminfo" 2>/dev/null || true)
+    total=$(awk '$1 == "MemTotal:" { print $2 }' "$TUNE_ROOT/proc/meminfo" 2>/dev/null || true)
     if [[ -z $total ]]; then
         report skipped "net.ipv4.udp_mem: /proc/meminfo does not say how much memory there is"
         return

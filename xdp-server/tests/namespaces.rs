@@ -44,6 +44,8 @@ const SOCKETS: &[&str] = &["--queues", "2", "--backend", "socket"];
 
 /// Runs `test` in two namespaces of its own, ready for a server and its clients.
 fn in_namespaces(test: impl FnOnce(&Lab) + Send) {
+    // Before any server starts to wait for it.
+    programs::loadgen();
     Lab::run(|lab| {
         lab.server("ip link set dev lo up");
         // veth completes no checksums for AF_XDP, nor does it split what the sender left in one piece.

@@ -188,7 +188,7 @@ impl Drop for Clients {
 
 /// The load generator's program, beside the server's. `cargo test --workspace` has built it; where only this crate is
 /// tested it may be missing or old, and is built now.
-fn loadgen() -> &'static Path {
+pub fn loadgen() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let server = Path::new(env!("CARGO_BIN_EXE_xdp-server"));
