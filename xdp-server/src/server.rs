@@ -2,10 +2,11 @@
 //!
 //! Theory of operation
 //! -------------------
-//! [`run`] is the life of the process. On the main thread, in this order: state and certificate, the host's facts, the
-//! plan (`host::topology`), packet I/O for all workers (`backend`), memory, queues; then one thread for each worker and,
-//! if it has a core of its own, one for the master, each pinned. When all are ready the start is reported. From then on
-//! the main thread only waits for signals and reports once a second.
+//! [`run`] is the life of the process. On the main thread, and with no other, in this order: state and certificate, the
+//! host's facts, the plan (`host::topology`), memory, queues, QUIC's settings, packet I/O for all workers (`backend`).
+//! Then all privileges are given up (`host::privileges`), and threads are started, without any: one for each worker
+//! and, if it has a core of its own, one for the master, each pinned. When all are ready the start is reported. From
+//! then on the main thread only waits for signals and reports once a second.
 //!
 //! SIGTERM, Ctrl-C or `--duration` begin the drain; a second signal ends it at once. On the way out the XDP program is
 //! detached before its sockets close, so that nothing is redirected to a socket that is gone.
@@ -15,12 +16,13 @@ mod dump;
 
 use crate::cli::Settings;
 use crate::host::cpus;
+use crate::host::privileges::{self, PrivilegeError};
 use crate::host::topology::{self, MasterPlacement, Poll, Topology};
 use crate::host::{HostError, HostFacts};
 use crate::link::{self, Phase, Shared, WorkerLink};
 use crate::master::Master;
 use crate::net::PacketIo;
-use crate::quic::config::QuicSettings;
+use crate::quic::config::{QuicSettings, WorkerQuic};
 use crate::report::{Reporter, Start, WorkerIo};
 use crate::session::SessionSettings;
 use crate::state::{CertificateError, Identity, StateDir, StateError};
@@ -31,6 +33,7 @@ use canvas::{Canvas, Geometry, Palette};
 use hugepages::{PageKind, Pages, Region, Report, Request};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -63,6 +66,12 @@ pub enum ServerError {
     /// No memory for the canvas.
     #[error(transparent)]
     Memory(#[from] hugepages::Error),
+    /// No such user, or privileges that cannot be given up.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
+    /// QUIC's settings cannot be made.
+    #[error("cannot set QUIC up: {0}")]
+    Quic(String),
     /// A worker could not start.
     #[error("worker {worker} cannot start: {reason}")]
     Worker {
@@ -98,7 +107,9 @@ pub enum ServerError {
 /// [`ServerError`]: it cannot start, or a thread failed.
 pub fn run(settings: &Settings) -> Result<(), ServerError> {
     // First of all, so that a Ctrl-C during the start is not lost, and ends it cleanly.
-    let signals = signals()?;
+    let signals = Signals::new([SIGTERM, SIGINT])
+        .map_err(|source| ServerError::System { what: "receive signals", source })?;
+    let user = privileges::user(settings.user.as_deref(), &|variable| std::env::var_os(variable))?;
     let state = StateDir::open(settings.state.as_deref())?;
     let keys = state.keys()?;
     let facts = HostFacts::gather(settings.iface.as_deref())?;
@@ -109,31 +120,32 @@ pub fn run(settings: &Settings) -> Result<(), ServerError> {
 
     let mut notes = Vec::new();
     let server = Assembly::new(settings, &topology, &identity, &keys, &mut notes)?;
-    match backend::open(settings, &topology, &mut notes)? {
+    let backend = backend::open(settings, &topology, &mut notes)?;
+    let dump = settings.dump.as_ref().map(File::create).transpose();
+    let dump = dump.map_err(|source| ServerError::System { what: "open the --dump file", source })?;
+
+    notes.extend(privileges::give_up(user.as_ref(), || backend.works_without_bpf())?);
+    let signals = receive(signals)?;
+    match backend {
         Backend::Xdp(xdp) => {
             let backend::Xdp { ios, io, mut steering } = *xdp;
-            let running = server.start(ios, io, &addresses, &mut notes)?;
+            let running = server.start(ios, io, &addresses, dump, &mut notes)?;
             let (ios, result) = running.supervise(&signals, || steering.follow_addresses());
             drop(steering); // detaches the program, while its sockets still are there
             drop(ios);
             result
         }
         Backend::Socket(socket) => {
-            let running = server.start(socket.ios, socket.io, &addresses, &mut notes)?;
+            let running = server.start(socket.ios, socket.io, &addresses, dump, &mut notes)?;
             running.supervise(&signals, || None).1
         }
     }
 }
 
-/// A channel that gets a message for each SIGTERM and SIGINT.
-fn signals() -> Result<Receiver<()>, ServerError> {
-    let system = |source| ServerError::System { what: "receive signals", source };
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(system)?;
+/// A channel that gets a message for each of `signals`, those that have come already included.
+fn receive(mut signals: Signals) -> Result<Receiver<()>, ServerError> {
     let (to, from) = mpsc::channel();
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || signals.forever().take_while(|_| to.send(()).is_ok()).for_each(drop))
-        .map_err(system)?;
+    spawn("signals", move || signals.forever().take_while(|_| to.send(()).is_ok()).for_each(drop))?;
     Ok(from)
 }
 
@@ -146,7 +158,8 @@ struct Assembly<'a> {
     links: Vec<WorkerLink>,
     tiles: TileReader,
     palette: Palette,
-    quic: QuicSettings,
+    /// One for each worker. Made here, since the private key may be readable only before privileges are given up.
+    quic: Vec<WorkerQuic>,
     keys: crate::state::Keys,
     memory: Vec<Report>,
 }
@@ -184,6 +197,8 @@ impl<'a> Assembly<'a> {
             idle_timeout: settings.idle_timeout,
             tick: settings.tick,
         };
+        let quic = topology.workers.iter().map(|_| quic.build()).collect::<Result<_, _>>();
+        let quic = quic.map_err(ServerError::Quic)?;
         if let Err(error) = raise_file_limit() {
             notes.push(format!("the limit of open files stays as it is: {error}"));
         }
@@ -197,6 +212,7 @@ impl<'a> Assembly<'a> {
         ios: Vec<I>,
         mut described: Vec<WorkerIo>,
         addresses: &[IpAddr],
+        dump: Option<File>,
         notes: &mut Vec<String>,
     ) -> Result<Running<I>, ServerError> {
         let Self { settings, topology, identity, master, links, tiles, palette, quic, keys, memory } = self;
@@ -208,7 +224,7 @@ impl<'a> Assembly<'a> {
             master: None,
             reporter: Reporter::new(settings),
             duration: settings.duration,
-            dump: settings.dump.clone(),
+            dump,
             tiles: tiles.clone(),
         };
         let mut stage = match topology.master {
@@ -222,12 +238,12 @@ impl<'a> Assembly<'a> {
             }
         };
         let (ready, readiness) = mpsc::channel();
-        for ((io, link), placement) in ios.into_iter().zip(links).zip(&topology.workers) {
+        for (((io, link), quic), placement) in ios.into_iter().zip(links).zip(quic).zip(&topology.workers) {
             let parts = WorkerParts {
                 link,
                 tiles: tiles.clone(),
                 palette: palette.clone(),
-                quic: quic.clone(),
+                quic,
                 session: SessionSettings {
                     tick_ms: settings.tick.as_millis() as u16,
                     client_kbit: settings.client_kbit,
@@ -284,7 +300,7 @@ fn worker<I: PacketIo>(
 ) -> Option<Ended<I>> {
     pin(cpu);
     let index = parts.link.index;
-    // QUIC's state is made here: it stays on this thread, in this core's memory.
+    // Connections' state is made here: it stays on this thread, in this core's memory.
     let worker = match Worker::new(io, parts) {
         Ok(worker) => worker,
         Err(reason) => {
@@ -310,7 +326,7 @@ struct Running<I> {
     master: Option<JoinHandle<()>>,
     reporter: Reporter,
     duration: Option<Duration>,
-    dump: Option<std::path::PathBuf>,
+    dump: Option<File>,
     tiles: TileReader,
 }
 
@@ -363,8 +379,8 @@ impl<I> Running<I> {
         let (ios, mut result) = self.stop();
         let (workers, master) = self.snapshot();
         self.reporter.summary(&workers, &master, started.elapsed(), OffsetDateTime::now_utc());
-        if let Some(path) = &self.dump {
-            result = result.and(dump::write(&self.tiles, path));
+        if let Some(file) = self.dump.take() {
+            result = result.and(dump::write(&self.tiles, file));
         }
         (ios, result)
     }
@@ -405,7 +421,12 @@ fn spawn<T: Send + 'static>(
     life: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, ServerError> {
     let system = |source| ServerError::System { what: "start a thread", source };
-    thread::Builder::new().name(name.into()).spawn(life).map_err(system)
+    let without_privileges = move || {
+        // The main thread has CAP_BPF at most, and has just given up the others: nothing refuses this.
+        let _ = privileges::renounce();
+        life()
+    };
+    thread::Builder::new().name(name.into()).spawn(without_privileges).map_err(system)
 }
 
 /// Pins this thread. The topology has checked that the core is ours, so a failure means that it was taken away since;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 
 use super::settings::{Backend, CertificateFiles, HugePages, PollMode, Settings, XdpMode};
 use super::values::{CpuList, cpu_list, interface, listen_address, socket_buffer, token};
@@ -218,6 +218,26 @@ pub(super) struct Args {
     #[arg(long, value_name = "LIST", value_parser = cpu_list, help_heading = "Host")]
     cpus: Option<CpuList>,
 
+    /// NUMA node whose CPUs and memory to use, 0 to 1023 [default: that of --iface, and the others only when
+    /// --queues asks for more CPUs than it has]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(..1024),
+        help_heading = "Host"
+    )]
+    numa_node: Option<u32>,
+
+    /// User, by name or number, to become after set-up, when all capabilities are given up, too; root keeps
+    /// being root [default: the caller of sudo, if there is one]
+    #[arg(
+        long,
+        value_name = "NAME|UID",
+        value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "Host"
+    )]
+    user: Option<String>,
+
     /// What idle threads do
     #[arg(long, value_name = "POLL", value_enum, default_value_t = PollMode::Auto, help_heading = "Host")]
     poll: PollMode,
@@ -268,7 +288,8 @@ pub(super) struct Args {
     )]
     duration: Option<u32>,
 
-    /// Write the canvas to this file at the end: one byte a pixel, row by row
+    /// Write the canvas to this file at the end: one byte a pixel, row by row. It is opened at start, with
+    /// the rights of that time
     #[arg(long, value_name = "FILE", help_heading = "Program")]
     dump: Option<PathBuf>,
 }
@@ -300,6 +321,8 @@ impl TryFrom<Args> for Settings {
             tick: Duration::from_millis(args.tick_ms),
             max_connections_per_worker: args.max_connections_per_worker,
             cpus: args.cpus.map(|list| list.0),
+            numa_node: args.numa_node,
+            user: args.user,
             state: args.state,
             quiet: args.quiet,
             json: args.json,

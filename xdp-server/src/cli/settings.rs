@@ -39,6 +39,10 @@ pub struct Settings {
     /// CPUs to use, in the order in which they are given out; `None`: all of the affinity mask. Never empty,
     /// no repeats.
     pub cpus: Option<Vec<usize>>,
+    /// NUMA node of all threads and their memory; `None`: that of the interface, where there is one.
+    pub numa_node: Option<u32>,
+    /// User to become after set-up, by name or number; `None`: the caller of sudo, if there is one.
+    pub user: Option<String>,
     /// State directory; `None`: the host's usual place.
     pub state: Option<PathBuf>,
     /// No text for humans but errors.

@@ -42,8 +42,8 @@ fn defaults_are_the_guides() {
         (HugePages::Auto, 8000, Duration::from_secs(30))
     );
     assert_eq!(
-        (s.iface, s.workers, s.cpus, s.state, s.certificate, s.duration),
-        (None, None, None, None, None, None)
+        (s.iface, s.workers, s.cpus, s.numa_node, s.state, s.certificate, s.duration),
+        (None, None, None, None, None, None, None)
     );
     assert!(!s.quiet && !s.json);
 }
@@ -104,6 +104,8 @@ fn every_setting_can_come_from_every_layer() {
         ("token", "sesame"),
         ("idle-timeout-ms", "2000"),
         ("cpus", "4,0-2"),
+        ("numa-node", "1"),
+        ("user", "nobody"),
         ("poll", "busy"),
         ("huge-pages", "2m"),
         ("quiet", "true"),
@@ -129,6 +131,8 @@ fn every_setting_can_come_from_every_layer() {
         tick: Duration::from_millis(100),
         max_connections_per_worker: 12,
         cpus: Some(vec![4, 0, 1, 2]),
+        numa_node: Some(1),
+        user: Some("nobody".into()),
         state: Some("/s".into()),
         quiet: true,
         json: true,
@@ -179,6 +183,8 @@ fn ranges_hold_and_the_message_says_them() {
         ("--poll=never", "auto, busy, adaptive"),
         ("--huge-pages=4k", "auto, 1g, 2m, thp, plain"),
         ("--cpus=5-2", "0,2-5,8"),
+        ("--numa-node=1024", "0..1024"),
+        ("--user=", "a value is required"),
         ("--listen=:4433", "[::]:4433"),
         ("--socket-recv-buffer=64MB", "64MiB"),
         ("--iface=../x", "ip link"),

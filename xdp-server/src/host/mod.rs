@@ -4,13 +4,16 @@
 //! -------------------
 //! [`cpus`] and [`nic`] read facts, from system calls and sysfs; [`HostFacts`] is all of them at one moment.
 //! [`topology::plan`] turns settings and facts into a [`topology::Topology`] and touches nothing, so that
-//! hosts with 96 cores are tested on one with two. Only [`cpus::pin`] changes anything, and only the calling
-//! thread.
+//! hosts with 96 cores are tested on one with two. [`diagnose`] says which gate is closed when the kernel
+//! denies something. Only [`cpus::pin`] changes anything, for the calling thread, and [`privileges`], for the
+//! process.
 //!
 //! Used once, at start, before any worker runs.
 
 pub mod cpus;
+pub mod diagnose;
 pub mod nic;
+pub mod privileges;
 pub mod topology;
 
 use std::collections::BTreeMap;
@@ -53,6 +56,16 @@ pub enum HostError {
 }
 
 impl HostFacts {
+    /// The NUMA node of `cpu`; 0 where the kernel does not tell, as it is where there is only one.
+    pub fn node_of(&self, cpu: usize) -> u32 {
+        self.nodes.get(&cpu).copied().unwrap_or(0)
+    }
+
+    /// Whether `cpu` is on NUMA node `node`.
+    pub fn is_on(&self, cpu: usize, node: u32) -> bool {
+        self.node_of(cpu) == node
+    }
+
     /// Reads the facts of this host, and of interface `iface` if one is named. That there is no such
     /// interface is a fact (`nic` is `None`), not an error.
     ///

@@ -4,6 +4,11 @@
 //! [`plan`] is a pure function of settings and facts. Its result is data: it is printed as a table at start,
 //! and the threads are then made from it, each pinned to its CPU.
 //!
+//! All threads, and so their memory, are on one NUMA node if there is one to prefer: that of `--numa-node`,
+//! which is obeyed to the letter, or else the interface's, whose CPUs are all that is planned for unless
+//! `--queues` asks for more; then the other nodes' follow, with a note. `--cpus` overrules the interface's
+//! node. Without any of these the threads are on all nodes, each with its memory on its own.
+//!
 //! CPUs are given out in order: the master takes the first, worker *i* the *i*-th after it. With fewer CPUs
 //! than threads the master becomes a stage of worker 0, since two threads that spin on one CPU take turns of
 //! milliseconds each. With fewer CPUs than workers, workers share in round robin, and nobody spins.
@@ -15,6 +20,7 @@ use super::HostFacts;
 use super::cpus::format_list;
 use super::nic::Nic;
 use crate::cli::{Backend, MAX_WORKERS, PollMode, Settings};
+use std::collections::BTreeMap;
 
 /// Where the threads go. See the [module](self).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +80,25 @@ pub enum PlanError {
         /// The mask, as a list.
         mask: String,
     },
+    /// `--numa-node` names a node without a CPU for us.
+    #[error("--numa-node {node}: this process may use no CPU there; the nodes that it may use are: {there}")]
+    NoSuchNode {
+        /// The node given.
+        node: u32,
+        /// The nodes that there are, with their CPUs.
+        there: String,
+    },
+    /// `--cpus` and `--numa-node` contradict each other.
+    #[error(
+        "--cpus names CPU {outside}, which is not on NUMA node {node} of --numa-node: leave one of the two \
+         out"
+    )]
+    CpusOutsideNode {
+        /// The CPUs, as a list.
+        outside: String,
+        /// The node given.
+        node: u32,
+    },
     /// There is no such interface.
     #[error("there is no interface {iface}; there are: {there}")]
     NoSuchInterface {
@@ -108,7 +133,11 @@ pub fn plan(settings: &Settings, facts: &HostFacts) -> Result<Topology, PlanErro
     let nic = usable_nic(settings, facts)?;
     let cpus = usable_cpus(settings, facts, nic)?;
     let mut notes = Vec::new();
-    let count = worker_count(settings, facts, nic, cpus.len(), &mut notes)?;
+    let count = worker_count(settings, facts, nic, &cpus, &mut notes)?;
+    let cpus = match settings.workers {
+        Some(_) => cpus.for_threads(count + 1),
+        None => cpus.near,
+    };
 
     let (master, first) = match cpus.len() > count {
         true => (MasterPlacement::OwnCore(cpus[0]), 1),
@@ -137,10 +166,17 @@ pub fn plan(settings: &Settings, facts: &HostFacts) -> Result<Topology, PlanErro
             format_list(&cpus)
         ));
     }
-    if let Some(node) = nic.and_then(|nic| nic.numa_node) {
+    if let Some((nic, node)) = nic.and_then(|nic| Some((nic, nic.numa_node?))) {
         let far = workers.iter().filter(|worker| worker.node.is_some_and(|own| own != node)).count();
         if far > 0 {
-            notes.push(format!("{far} worker{} not on the interface's NUMA node {node}", plural(far)));
+            let near = facts.allowed.iter().filter(|cpu| facts.is_on(**cpu, node)).count();
+            notes.push(format!(
+                "{far} worker{} not on the NUMA node of {}, {node}, of which this process may use {near} \
+                 CPU{}: each of their packets crosses from node to node",
+                plural(far),
+                nic.name,
+                plural(near)
+            ));
         }
     }
     let threads = count + usize::from(master != MasterPlacement::StageOfWorker0);
@@ -158,23 +194,58 @@ fn usable_nic<'a>(settings: &Settings, facts: &'a HostFacts) -> Result<Option<&'
     }
 }
 
-/// The CPUs to give out, in order.
-fn usable_cpus(settings: &Settings, facts: &HostFacts, nic: Option<&Nic>) -> Result<Vec<usize>, PlanError> {
-    if let Some(cpus) = &settings.cpus {
-        let outside: Vec<usize> = cpus.iter().copied().filter(|cpu| !facts.allowed.contains(cpu)).collect();
-        return match outside.is_empty() {
-            true => Ok(cpus.clone()),
-            false => Err(PlanError::CpusOutsideMask {
-                outside: format_list(&outside),
-                mask: format_list(&facts.allowed),
-            }),
-        };
+/// CPUs to give out, in order.
+struct Cpus {
+    /// Those to plan for; never empty.
+    near: Vec<usize>,
+    /// Those of other nodes, to take when the near ones are too few for what was asked for.
+    far: Vec<usize>,
+}
+
+impl Cpus {
+    /// The near ones; if there are fewer than `threads`, the far ones too.
+    fn for_threads(self, threads: usize) -> Vec<usize> {
+        let Self { mut near, far } = self;
+        if near.len() < threads {
+            near.extend(far);
+        }
+        near
     }
-    let mut cpus = facts.allowed.clone();
-    if let Some(node) = nic.and_then(|nic| nic.numa_node) {
-        cpus.sort_by_key(|cpu| facts.nodes.get(cpu) != Some(&node)); // stable: the NIC's node first
+}
+
+fn usable_cpus(settings: &Settings, facts: &HostFacts, nic: Option<&Nic>) -> Result<Cpus, PlanError> {
+    let cpus = settings.cpus.as_ref().unwrap_or(&facts.allowed);
+    let outside: Vec<usize> = cpus.iter().copied().filter(|cpu| !facts.allowed.contains(cpu)).collect();
+    if !outside.is_empty() {
+        let (outside, mask) = (format_list(&outside), format_list(&facts.allowed));
+        return Err(PlanError::CpusOutsideMask { outside, mask });
     }
-    Ok(cpus)
+    let chosen = settings.numa_node;
+    let near_nic = nic.and_then(|nic| nic.numa_node).filter(|_| settings.cpus.is_none());
+    let Some(node) = chosen.or(near_nic) else { return Ok(Cpus { near: cpus.clone(), far: Vec::new() }) };
+    let (near, far): (Vec<usize>, Vec<usize>) = cpus.iter().partition(|cpu| facts.is_on(**cpu, node));
+    match chosen {
+        Some(node) if !facts.allowed.iter().any(|cpu| facts.is_on(*cpu, node)) => {
+            Err(PlanError::NoSuchNode { node, there: nodes(facts) })
+        }
+        Some(node) if settings.cpus.is_some() && !far.is_empty() => {
+            Err(PlanError::CpusOutsideNode { outside: format_list(&far), node })
+        }
+        Some(_) => Ok(Cpus { near, far: Vec::new() }),
+        // The affinity mask leaves none of the interface's node.
+        None if near.is_empty() => Ok(Cpus { near: far, far: near }),
+        None => Ok(Cpus { near, far }),
+    }
+}
+
+/// The nodes whose CPUs this process may use, such as `0 (CPUs 0-3), 1 (CPUs 4-7)`.
+fn nodes(facts: &HostFacts) -> String {
+    let mut nodes = BTreeMap::<u32, Vec<usize>>::new();
+    for cpu in &facts.allowed {
+        nodes.entry(facts.node_of(*cpu)).or_default().push(*cpu);
+    }
+    let describe = |(node, cpus): (&u32, &Vec<usize>)| format!("{node} (CPUs {})", format_list(cpus));
+    nodes.iter().map(describe).collect::<Vec<_>>().join(", ")
 }
 
 /// How many workers: as told, or as many as queues and cores allow.
@@ -182,14 +253,14 @@ fn worker_count(
     settings: &Settings,
     facts: &HostFacts,
     nic: Option<&Nic>,
-    cpus: usize,
+    cpus: &Cpus,
     notes: &mut Vec<String>,
 ) -> Result<usize, PlanError> {
     let queues = nic.map(|nic| (nic, nic.queues() as usize));
     let count = match settings.workers {
         Some(count) => usize::from(count),
         None => {
-            let quota = facts.cpu_quota.max(1);
+            let (cpus, quota) = (cpus.near.len(), facts.cpu_quota.max(1));
             if quota < cpus {
                 notes.push(format!(
                     "a cgroup's quota allows {quota} of {cpus} CPUs' time: planned for {quota}"

@@ -102,11 +102,11 @@ impl QuicSettings {
         Duration::from_millis((tick + ACK_DELAY_SLACK).min(MAX_ACK_DELAY_LIMIT))
     }
 
-    /// A quiche configuration. One for each worker: accepting needs it mutable.
+    /// What one worker needs. The files are read here, and not again.
     ///
     /// # Errors
     /// Says which file quiche refused, or which setting.
-    pub fn build(&self) -> Result<quiche::Config, String> {
+    pub fn build(&self) -> Result<WorkerQuic, String> {
         let mut config = quiche::Config::new(quiche::PROTOCOL_VERSION).map_err(|e| format!("quiche: {e}"))?;
         let path =
             |path: &Path| path.to_str().map(str::to_owned).ok_or(format!("{}: not UTF-8", path.display()));
@@ -135,8 +135,16 @@ impl QuicSettings {
         // few.
         config.enable_pacing(false);
         config.set_active_connection_id_limit(PATHS);
-        Ok(config)
+        Ok(WorkerQuic { config, ack_delay: self.ack_delay() })
     }
+}
+
+/// QUIC as one worker has it, certificate and private key included.
+pub struct WorkerQuic {
+    /// quiche's configuration. One for each worker: accepting needs it mutable.
+    pub config: quiche::Config,
+    /// [`QuicSettings::ack_delay`].
+    pub ack_delay: Duration,
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! taken is one note. A backend that is named is that one or an error.
 
 use crate::cli::{self, HugePages, Settings};
+use crate::host::diagnose::{Step, why_denied};
 use crate::host::topology::{Poll, Topology};
 use crate::net::socket::{BindError, SocketConfig, SocketGroup, SocketIo};
 use crate::net::xdp::socket::{FRAME_SIZE, FRAMES_PER_QUEUE};
@@ -22,8 +23,13 @@ const SOCKET_BUSY_POLL: Duration = Duration::from_micros(50);
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// AF_XDP.
-    #[error(transparent)]
-    Xdp(#[from] Box<OpenError>),
+    #[error("{explained}")]
+    Xdp {
+        /// What failed, why, and what to type.
+        explained: String,
+        /// What failed.
+        source: Box<OpenError>,
+    },
     /// Ordinary sockets.
     #[error(transparent)]
     Socket(#[from] BindError),
@@ -35,6 +41,16 @@ pub enum Backend {
     Xdp(Box<Xdp>),
     /// Ordinary sockets.
     Socket(Sockets),
+}
+
+impl Backend {
+    /// Whether this thread can still use the XDP program's maps, if there is one. See `host::privileges`.
+    pub fn works_without_bpf(&self) -> bool {
+        match self {
+            Self::Xdp(xdp) => xdp.steering.program.counters().is_ok(),
+            Self::Socket(_) => true,
+        }
+    }
 }
 
 /// All queues of an interface.
@@ -94,14 +110,27 @@ pub fn open(
         (_, None) => notes.push("AF_XDP not tried: it needs --iface IF".into()),
         (wanted, Some(interface)) => match open_xdp(settings, topology, interface, notes) {
             Ok(opened) => return Ok(Backend::Xdp(Box::new(opened.with_sockets(sockets)))),
-            Err(error) if wanted == cli::Backend::Xdp => return Err(Box::new(error).into()),
-            Err(error) => notes.push(format!("AF_XDP not taken, sockets instead: {error}")),
+            Err(error) if wanted == cli::Backend::Xdp => {
+                return Err(BackendError::Xdp { explained: explain(&error), source: Box::new(error) });
+            }
+            Err(error) => notes.push(format!("AF_XDP not taken, sockets instead: {}", explain(&error))),
         },
     }
     let memory = format!("{} MiB receive buffer", settings.socket_recv_buffer >> 20);
     let io = WorkerIo { backend: "socket", mode: None, memory };
     let io = vec![io; sockets.len()];
     Ok(Backend::Socket(Sockets { ios: sockets, io }))
+}
+
+/// `error` in words; where the kernel denied something, with the gate that is closed.
+fn explain(error: &OpenError) -> String {
+    let step = match error {
+        OpenError::Permission { .. } => Step::XdpSocket,
+        OpenError::Program(xdp_prog::Error::Permission { .. }) => Step::XdpProgram,
+        OpenError::MemoryLock { bytes, .. } => Step::LockMemory { bytes: *bytes },
+        _ => return error.to_string(),
+    };
+    why_denied(step)
 }
 
 fn bind(

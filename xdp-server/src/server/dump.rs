@@ -3,15 +3,15 @@
 use super::ServerError;
 use canvas::TILE_PIXELS;
 use canvas::tiles::TileReader;
-use std::fs;
-use std::path::Path;
+use std::fs::File;
+use std::io::Write;
 
-/// Writes the published canvas to `path`: one byte a pixel, row by row.
+/// Writes the published canvas to `file`: one byte a pixel, row by row.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write(tiles: &TileReader, path: &Path) -> Result<(), ServerError> {
-    fs::write(path, pixels(tiles))
+pub fn write(tiles: &TileReader, mut file: File) -> Result<(), ServerError> {
+    file.write_all(&pixels(tiles))
         .map_err(|source| ServerError::System { what: "write the --dump file", source })
 }
 

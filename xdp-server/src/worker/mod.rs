@@ -25,7 +25,7 @@ use crate::link::{Phase, WorkerLink};
 use crate::master::Master;
 use crate::net::{PacketIo, Path};
 use crate::quic::cid::CidCodec;
-use crate::quic::config::QuicSettings;
+use crate::quic::config::WorkerQuic;
 use crate::quic::reset::Resetter;
 use crate::quic::table::ConnectionTable;
 use crate::quic::wheel::TimerWheel;
@@ -85,7 +85,7 @@ pub struct WorkerParts {
     /// Its colours.
     pub palette: Palette,
     /// QUIC's settings.
-    pub quic: QuicSettings,
+    pub quic: WorkerQuic,
     /// The protocol's settings.
     pub session: SessionSettings,
     /// Most connections.
@@ -193,7 +193,7 @@ impl<I: PacketIo> Worker<I> {
     /// A worker on `io`.
     ///
     /// # Errors
-    /// quiche refused the certificate or a setting: says which.
+    /// There is no memory for the connection table, or no randomness: says which.
     pub fn new(io: I, parts: WorkerParts) -> Result<Self, String> {
         let now = Instant::now();
         let mut epoch = [0; 4];
@@ -204,8 +204,8 @@ impl<I: PacketIo> Worker<I> {
             index: parts.link.index,
             codec: CidCodec::new(&parts.connection_id_key),
             resetter: Resetter::new(&parts.reset_key, now),
-            config: parts.quic.build()?,
-            ack_delay: parts.quic.ack_delay(),
+            config: parts.quic.config,
+            ack_delay: parts.quic.ack_delay,
             max_connections: parts.max_connections,
             table: ConnectionTable::new(slots, parts.pages, parts.numa_node, u32::from_ne_bytes(epoch))
                 .map_err(|e| e.to_string())?,

@@ -99,7 +99,7 @@ impl World {
                     link,
                     tiles: tiles.clone(),
                     palette: palette.clone(),
-                    quic: quic.clone(),
+                    quic: quic.build().unwrap(),
                     session: options.session.clone(),
                     max_connections: options.max_connections,
                     connection_id_key: options.keys.0,

@@ -160,7 +160,9 @@ fn cpus_of_the_interfaces_node_come_first() {
 
     let topology = plan(&on_eth0(Some(4)), &facts).unwrap();
     assert_eq!(cpus_of(&topology), [3, 5, 7, 0]);
-    assert!(topology.notes.contains(&"1 worker not on the interface's NUMA node 1".to_owned()));
+    let crossing = "1 worker not on the NUMA node of eth0, 1, of which this process may use 4 CPUs: \
+                    each of their packets crosses from node to node";
+    assert!(topology.notes.contains(&crossing.to_owned()), "{:?}", topology.notes);
 
     let chosen = Settings { cpus: Some(vec![0, 1, 2]), ..on_eth0(Some(2)) };
     assert_eq!(cpus_of(&plan(&chosen, &facts).unwrap()), [1, 2], "--cpus is obeyed to the letter");
@@ -189,4 +191,89 @@ fn a_cgroups_quota_bounds_the_default_and_stops_spinning() {
     let topology = plan(&settings(Some(8)), &facts).unwrap();
     assert_eq!((topology.workers.len(), topology.poll), (8, Poll::Adaptive));
     assert!(topology.notes.iter().any(|note| note.contains("9 threads get 2 CPUs' time")));
+}
+
+/// CPUs 0 to 3 on node 0, 4 to 7 on node 1, and `eth0` of 8 queues on node `nic`.
+fn two_nodes(nic: Option<u32>) -> HostFacts {
+    let mut facts = host_with_nic(8, 8);
+    facts.nodes = (0..8).map(|cpu| (cpu, cpu as u32 / 4)).collect();
+    facts.nic.as_mut().unwrap().numa_node = nic;
+    facts
+}
+
+/// Master, workers' CPUs, and how many notes say that a worker is far from the interface.
+fn layout(settings: &Settings, facts: &HostFacts) -> (MasterPlacement, Vec<usize>, usize) {
+    let topology = plan(settings, facts).unwrap();
+    for worker in &topology.workers {
+        assert_eq!(worker.node, facts.nodes.get(&worker.cpu).copied(), "memory is where its thread is");
+    }
+    let far = topology.notes.iter().filter(|note| note.contains("crosses from node to node")).count();
+    (topology.master, cpus_of(&topology), far)
+}
+
+#[test]
+fn threads_are_placed_on_the_interfaces_node_and_leave_it_only_when_told() {
+    use MasterPlacement::{OwnCore, StageOfWorker0};
+    for (nic, workers, expected) in [
+        // By default the other node is not used, although there are queues for it.
+        (Some(1), None, (OwnCore(4), vec![5, 6, 7], 0)),
+        (Some(0), None, (OwnCore(0), vec![1, 2, 3], 0)),
+        (Some(1), Some(3), (OwnCore(4), vec![5, 6, 7], 0)),
+        // More than the node has, as told: the other one follows, with a note.
+        (Some(1), Some(5), (OwnCore(4), vec![5, 6, 7, 0, 1], 1)),
+        (Some(1), Some(8), (StageOfWorker0, vec![4, 5, 6, 7, 0, 1, 2, 3], 1)),
+        // No node to prefer.
+        (None, None, (OwnCore(0), (1..8).collect(), 0)),
+    ] {
+        assert_eq!(layout(&on_eth0(workers), &two_nodes(nic)), expected, "{nic:?} {workers:?}");
+    }
+
+    // One CPU near: the default is one worker there, not one far away.
+    let facts = HostFacts { allowed: vec![0, 1, 2, 3, 7], ..two_nodes(Some(1)) };
+    assert_eq!(layout(&on_eth0(None), &facts), (StageOfWorker0, vec![7], 0));
+    // None: the other node is all there is.
+    let facts = HostFacts { allowed: vec![0, 1, 2], ..two_nodes(Some(1)) };
+    assert_eq!(layout(&on_eth0(None), &facts), (OwnCore(0), vec![1, 2], 1));
+}
+
+#[test]
+fn numa_node_overrides_the_interfaces_and_is_never_left() {
+    use MasterPlacement::{OwnCore, StageOfWorker0};
+    let on_node = |node, settings| Settings { numa_node: Some(node), ..settings };
+    for (node, workers, expected) in [
+        (0, None, (OwnCore(0), vec![1, 2, 3], 1)),
+        (1, None, (OwnCore(4), vec![5, 6, 7], 0)),
+        (0, Some(2), (OwnCore(0), vec![1, 2], 1)),
+        // More than the node has: its CPUs are shared.
+        (1, Some(6), (StageOfWorker0, vec![4, 5, 6, 7, 4, 5], 0)),
+    ] {
+        let settings = on_node(node, on_eth0(workers));
+        assert_eq!(layout(&settings, &two_nodes(Some(1))), expected, "{node} {workers:?}");
+    }
+    // On sockets, without any interface.
+    let facts = HostFacts { nic: None, ..two_nodes(None) };
+    assert_eq!(layout(&on_node(1, settings(None)), &facts), (OwnCore(4), vec![5, 6, 7], 0));
+    assert_eq!(layout(&settings(None), &facts), (OwnCore(0), (1..8).collect(), 0));
+    // A kernel that does not tell of nodes has one, 0.
+    let flat = HostFacts { nodes: BTreeMap::new(), ..host(3) };
+    assert_eq!(layout(&on_node(0, settings(None)), &flat), (OwnCore(0), vec![1, 2], 0));
+}
+
+#[test]
+fn a_node_that_cannot_be_used_is_refused_with_a_list_of_those_that_can() {
+    let refused = |settings: &Settings, facts: &HostFacts| plan(settings, facts).unwrap_err().to_string();
+    let on_node = |node| Settings { numa_node: Some(node), ..settings(None) };
+    let text = refused(&on_node(2), &two_nodes(None));
+    assert!(text.contains("--numa-node 2") && text.ends_with("0 (CPUs 0-3), 1 (CPUs 4-7)"), "{text}");
+    // Nodes outside of the mask are as good as none.
+    let facts = HostFacts { allowed: vec![1, 3], ..two_nodes(None) };
+    let text = refused(&on_node(1), &facts);
+    assert!(text.ends_with("may use are: 0 (CPUs 1,3)"), "{text}");
+    assert!(refused(&on_node(1), &HostFacts { nodes: BTreeMap::new(), ..host(2) }).ends_with("0 (CPUs 0,1)"));
+
+    let both = Settings { cpus: Some(vec![3, 4, 5, 6]), ..on_node(0) };
+    let text = refused(&both, &two_nodes(None));
+    assert!(text.contains("CPU 4-6, which is not on NUMA node 0"), "{text}");
+    let both = Settings { cpus: Some(vec![6, 5]), ..on_node(1) };
+    assert_eq!(layout(&both, &two_nodes(None)), (MasterPlacement::OwnCore(6), vec![5], 0));
 }

@@ -72,8 +72,7 @@ pub enum OpenError {
     /// Capabilities are missing.
     #[error(
         "AF_XDP needs more rights than this process has ({source}): run it with sudo, or give the program \
-         the capabilities once: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock=ep PROGRAM; in a \
-         container: --cap-add NET_ADMIN --cap-add NET_RAW --cap-add BPF --cap-add IPC_LOCK"
+         the capabilities once: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_ipc_lock=ep PROGRAM"
     )]
     Permission {
         /// The kernel's answer.
