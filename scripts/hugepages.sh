@@ -63,7 +63,7 @@ pages_by_doctor() {
     [[ -z $queues ]] || arguments+=(--queues "$queues")
     # Its status says how the host is; a report there is in any case.
     report=$("$server" "${arguments[@]}" 2>/dev/null) || true
-    pages=$(sed -n 's/.*"nr_hugepages": *\([0-9]\{1,\}\).*/\1/p' <<<"$report" | head -n 1)
+    pages=$(sed -n '/"nr_hugepages": *[0-9]/ { s/.*"nr_hugepages": *\([0-9]*\).*/\1/; p; q }' <<<"$report")
     [[ -n $pages ]] || die "$server ${arguments[*]} does not say how many huge pages it needs; give --pages N"
     echo "$server ${arguments[*]} says: nr_hugepages $pages"
 }

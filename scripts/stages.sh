@@ -24,6 +24,8 @@
 # a second apply keeps the value that was there before the first. What the kernel forgets when it reboots is dropped
 # from a state file of an earlier boot: undo must not write, say, the affinity of what was IRQ 40 to what is now.
 #
+# Each script has a state file of its own: what was applied by one after another is to be undone in the opposite order.
+#
 # What a setting is that is a file of the kernel, as most are, is in settings.sh.
 #
 # All paths of the host (/proc, /sys, /etc, /var) are taken below --root, so that hosts that are not at hand can be

@@ -6,7 +6,8 @@ readonly HUGE_PAGE_KB=2048
 
 # stage_hugepages PAGES [NODE]: PAGES in the pool at least, of NUMA node NODE or of the host
 stage_hugepages() {
-    local directory=/sys/kernel/mm/hugepages before count free lock_file=$TUNE_ROOT/proc/sys/vm/nr_hugepages lock=''
+    local directory=/sys/kernel/mm/hugepages before more count free available lock=''
+    local lock_file=$TUNE_ROOT/proc/sys/vm/nr_hugepages
     [[ -z ${2-} ]] || directory=/sys/devices/system/node/node$2/hugepages
     directory+=/hugepages-${HUGE_PAGE_KB}kB
     if ! before=$(cat "$TUNE_ROOT$directory/nr_hugepages" 2>/dev/null); then
@@ -14,6 +15,13 @@ stage_hugepages() {
         return
     fi
     if applying && [[ $before -lt $1 ]]; then
+        available=$(awk '$1 == "MemAvailable:" { print $2 }' "$TUNE_ROOT/proc/meminfo" 2>/dev/null || true)
+        more=$((($1 - before) * HUGE_PAGE_KB))
+        if [[ -n $available && $more -gt $((available * 3 / 4)) ]]; then
+            report failed "$((more / 1024)) MiB more are wanted, and $((available / 1024)) MiB are available, of which a" \
+                "quarter is left to the rest: give the server fewer queues, or a lower --max-connections-per-worker"
+            return
+        fi
         if [[ -z $dry_run && -e $lock_file ]]; then
             # Who else changes the pool here takes this lock, such as run.sh.
             exec {lock}<"$lock_file"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Stops irqbalance, which moves the NIC's interrupts between CPUs every ten seconds, and so undoes what pin_irqs.sh does.
-# It starts again at the next boot: to keep it from that, `systemctl disable irqbalance`.
+# Stops irqbalance, which moves the NIC's interrupts between CPUs every ten seconds, and so undoes what pin_irqs.sh
+# does. It starts again at the next boot: to keep it from that, `systemctl disable irqbalance`.
 
 # irqbalance_pid: its process, or nothing
 irqbalance_pid() {

@@ -3,8 +3,8 @@
 #
 # Interrupts are found by /proc/interrupts, and by the device's own list of them where the driver has PCI message
 # interrupts (msi_irqs), since names vary: eth0-TxRx-3, i40e-eth0-TxRx-3, eth0-Tx-Rx-3, mlx5_comp3@pci:0000:81:00.0,
-# virtio0-input.3; an interface that was renamed keeps its old name there. A number after one of the words for a queue is
-# the queue; what has none (config, mgmnt, misc) is left alone. Interrupts of transmit queues go where those of the
+# virtio0-input.3; an interface that was renamed keeps its old name there. A number after one of the words for a queue
+# is the queue; what has none (config, mgmnt, misc) is left alone. Interrupts of transmit queues go where those of the
 # receive queue of that number go.
 
 # pairs_of_interrupts: number and name of each line of /proc/interrupts. A shared interrupt has several names.

@@ -3,15 +3,16 @@
 # to on older kernels. PAM reads the file at each login: those who are logged in must log in anew. Services do not read
 # it; the systemd unit has LimitNOFILE and LimitMEMLOCK.
 #
-# The number of files is the one that every kernel starts with as fs.nr_open, even where more is asked of nr_open itself:
-# this file outlives a reboot, and nr_open does not. A limit above nr_open makes each login fail, root's included.
+# The number of files is the one that every kernel starts with as fs.nr_open, even where more is asked of nr_open
+# itself: this file outlives a reboot, and nr_open does not. A limit above nr_open makes each login fail, root's
+# included.
 
 readonly LIMITS_FILE=/etc/security/limits.d/xdp-server.conf
 
 # stage_limits NOFILE
 stage_limits() {
     local text content complaint=''
-    text="# Made by ${0##*/} of xdp-server; its undo removes it.
+    text="# Made by tune_server.sh or tune_client.sh of xdp-server; its undo removes it.
 # The wildcard leaves out root, who has lines of its own.
 *    -  nofile   $1
 *    -  memlock  unlimited
@@ -23,7 +24,7 @@ root -  memlock  unlimited
     elif read_exactly "$TUNE_ROOT$LIMITS_FILE" && [[ $content == "$text" ]]; then
         report ok "$LIMITS_FILE: nofile $1, memlock unlimited"
     elif ! applying; then
-        report differs "$LIMITS_FILE: found ${content:+another text}${content:-none}, wanted nofile $1, memlock unlimited"
+        report differs "$LIMITS_FILE: wanted nofile $1, memlock unlimited"
     else
         write_limits "$text"
     fi

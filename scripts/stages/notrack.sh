@@ -1,17 +1,15 @@
 # shellcheck shell=bash
 # Exempts the server's UDP port from connection tracking, in both directions. Tracked, each client takes an entry in a
-# table that is full at 262,144 by default, and each packet a look-up. XDP takes packets before; what the kernel sends and
-# receives is what is meant.
+# table that is full at 262,144 by default, and each packet a look-up. Packets that XDP takes never come by there; those
+# that the kernel receives and sends do.
 #
-# With nftables the rules sit in a table of their own, which undo deletes; without, in the raw tables of iptables and
-# ip6tables.
-
-readonly NFT_TABLE=xdp_server_tune
+# With nftables the rules sit in a table of their own, xdp_server_tune or xdp_client_tune, which undo deletes; without,
+# in the raw tables of iptables and ip6tables.
 
 # stage_notrack ROLE PORT: ROLE is `server`, for packets to and from this port here, or `client`, for those from and to
 # this port elsewhere
 stage_notrack() {
-    local arriving=dport leaving=sport tracked port=$2
+    local arriving=dport leaving=sport tracked port=$2 own_table=xdp_$1_tune
     [[ $1 == server ]] || arriving=sport leaving=dport
     if ! tracked=$(cat "$TUNE_ROOT/proc/sys/net/netfilter/nf_conntrack_count" 2>/dev/null); then
         report skipped "connection tracking is not loaded; if it is later, by a firewall, apply again"
@@ -25,28 +23,28 @@ stage_notrack() {
     elif [[ $tracked -eq 0 ]]; then
         report skipped "nothing is tracked here, and there is neither nft nor iptables to make rules with"
     else
-        report "$(applying && echo failed || echo differs)" "UDP port $port is tracked with the rest ($tracked entries)," \
-            "and there is neither nft nor iptables; type: sudo apt-get install nftables"
+        report "$(applying && echo failed || echo differs)" "UDP port $port is tracked with the rest ($tracked" \
+            "entries), and there is neither nft nor iptables; type: sudo apt-get install nftables"
     fi
 }
 
 notrack_with_nft() {
-    local what="UDP port $port is exempt, by table inet $NFT_TABLE" table complaint=''
-    table=$(nft list table inet "$NFT_TABLE" 2>/dev/null || true)
+    local what="UDP port $port is exempt, by table inet $own_table" table complaint=''
+    table=$(nft list table inet "$own_table" 2>/dev/null || true)
     if [[ $(grep -c notrack <<<"$table") -eq 2 && $table == *"udp $arriving $port notrack"* &&
         $table == *"udp $leaving $port notrack"* ]]; then
         report ok "$what"
         return
     fi
     if ! applying; then
-        report differs "UDP port $port is tracked: there is no table inet $NFT_TABLE with rules for it"
+        report differs "UDP port $port is tracked: there is no table inet $own_table with rules for it"
         return
     fi
-    record undo_nft_table "$NFT_TABLE"
+    record undo_nft_table "$own_table"
     # One transaction: all of it comes into force, or nothing. Adding before deleting makes deleting safe.
     local chains="chain prerouting { type filter hook prerouting priority raw; udp $arriving $port notrack; };"
     chains+=" chain output { type filter hook output priority raw; udp $leaving $port notrack; };"
-    if run nft "add table inet $NFT_TABLE; delete table inet $NFT_TABLE; table inet $NFT_TABLE { $chains };"; then
+    if run nft "add table inet $own_table; delete table inet $own_table; table inet $own_table { $chains };"; then
         report changed "$what"
     else
         unrecord
@@ -71,8 +69,8 @@ undo_nft_table() {
 
 # notrack_with_iptables TOOL
 notrack_with_iptables() {
-    local rule rules=("PREROUTING -p udp --$arriving $port -j CT --notrack" "OUTPUT -p udp --$leaving $port -j CT --notrack")
-    local complaint=''
+    local rule rules complaint=''
+    rules=("PREROUTING -p udp --$arriving $port -j CT --notrack" "OUTPUT -p udp --$leaving $port -j CT --notrack")
     for rule in "${rules[@]}"; do
         # shellcheck disable=SC2086 # A rule is several words.
         if "$1" -w -t raw -C $rule 2>/dev/null; then

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Rules in the NIC that lead packets to the server's port to the workers' queues, when the interface has more queues than
-# workers (set_queues.sh --channels): to the one queue, or to several by an RSS context, a table besides the main one.
-# Where all queues have a worker the main table does this already, and there is nothing to add.
+# Rules in the NIC that lead packets to the server's port to the workers' queues, when the interface has more queues
+# than workers (set_queues.sh --channels): to the one queue, or to several by an RSS context, a table besides the main
+# one. Where all queues have a worker the main table does this already, and there is nothing to add.
 
 # shellcheck source=scripts/ethtool.sh
 source "$TUNE_SCRIPTS/ethtool.sh"

@@ -3,8 +3,8 @@
 # socket was last read. AF_XDP does not come by there.
 #
 # The kernel notes the CPU for connected sockets only. The server's sockets serve all clients and are not connected, so
-# for them it is RSS and the reuseport program that choose; this serves load generators, with a connected socket each, on
-# the same host, and TCP.
+# for them it is RSS and the reuseport program that choose. This serves load generators on the same host that have a
+# connected socket for each client, and TCP.
 #
 # Both numbers are slots of hash tables. Fewer than active flows: flows share a slot, and go where the other was read.
 # The first is the host's; the second is of each queue, and 16 queues of 4096 fill the first.

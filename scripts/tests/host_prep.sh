@@ -14,8 +14,8 @@ Tests of tune_server.sh, tune_client.sh, pin_irqs.sh, set_queues.sh, hugepages.s
 
 usage: sudo scripts/tests/host_prep.sh [NAME...]
 
-Runs all tests, or those whose names contain one of NAMEs. Needs root, nftables, ethtool, iproute2 and systemd (its tools only): some change
-settings of this machine, for seconds, and restore them. The last line counts: N passed, N failed.
+Runs all tests, or those whose names contain one of NAMEs. Some change settings of this machine, for seconds, and
+restore them. Needs root, nftables, ethtool, iproute2 and systemd-analyze. The last line counts: N passed, N failed.
 
 Exit status: 0 nothing failed; 1 something did; 2 wrong usage.
 USAGE
@@ -154,7 +154,7 @@ hide_programs() {
     PATH=$scratch/bin:$scratch/few
 }
 
-for part in tune nic machine; do
+for part in tune tools nic machine; do
     # shellcheck source=/dev/null
     source "$SCRIPTS/tests/host_prep/$part.sh"
 done

@@ -6,14 +6,14 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// jemalloc's settings, read by it at its first call. `thp:always` puts its extents on transparent huge pages, where the
-/// connections' state then is; `metadata_thp:auto` its own tables too. The memory of a storm of connections goes back
-/// within ten seconds, by a thread of jemalloc's own: without it a worker with nothing left to free would keep it.
+/// jemalloc's settings, read by it at its first call. `thp:always` puts its extents on transparent huge pages, where
+/// the connections' state then is; `metadata_thp:auto` its own tables too. What a storm of connections used goes back
+/// after ten seconds, by a thread of jemalloc's that `server::run` starts.
 #[expect(unsafe_code, reason = "the symbol is jemalloc's documented way to be configured at build time")]
 // SAFETY: the name is jemalloc's own, and nothing else in the program defines it.
 #[unsafe(export_name = "malloc_conf")]
 pub static MALLOC_CONF: &std::ffi::CStr =
-    c"thp:always,metadata_thp:auto,background_thread:true,dirty_decay_ms:10000,muzzy_decay_ms:0";
+    c"thp:always,metadata_thp:auto,dirty_decay_ms:10000,muzzy_decay_ms:0";
 
 fn main() -> ExitCode {
     let settings = match xdp_server::cli::parse() {

@@ -125,6 +125,13 @@ pub fn run(settings: &Settings) -> Result<(), ServerError> {
     let dump = dump.map_err(|source| ServerError::System { what: "open the --dump file", source })?;
 
     notes.extend(privileges::give_up(user.as_ref(), || backend.works_without_bpf())?);
+    // jemalloc's thread gives memory back while nobody allocates; without it an idle worker would keep what a storm of
+    // connections used. Not started before: it would keep the privileges.
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        notes.push(format!(
+            "memory of closed connections is given back late: jemalloc has no thread: {error}"
+        ));
+    }
     let signals = receive(signals)?;
     match backend {
         Backend::Xdp(xdp) => {

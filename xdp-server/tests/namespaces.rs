@@ -30,6 +30,7 @@ mod newcomers;
 mod programs;
 
 use lab::Lab;
+use programs::eventually;
 use serde_json::Value;
 
 /// The server's addresses in its namespace.
@@ -50,6 +51,10 @@ fn in_namespaces(test: impl FnOnce(&Lab) + Send) {
         lab.server("ip link set dev lo up");
         // veth completes no checksums for AF_XDP, nor does it split what the sender left in one piece.
         lab.client("ethtool -K clnt0 tx off");
+        // On a busy machine the kernel takes its time to notice the carrier, and drops what is sent until then.
+        let up = |link: String| link.contains(" UP ").then_some(());
+        eventually("serv0 is up", || up(lab.server("ip -brief link show dev serv0")));
+        eventually("clnt0 is up", || up(lab.client("ip -brief link show dev clnt0")));
         test(lab);
     });
 }
