@@ -32,7 +32,7 @@ case ${1-} in
 esac
 [[ $EUID -eq 0 ]] || die "needs root, for network namespaces and XDP; type: sudo $0"
 
-readonly TEST_PACKAGES=(iputils-ping python3 python3-venv shellcheck)
+readonly TEST_PACKAGES=(iputils-ping nftables python3 python3-venv shellcheck systemd)
 # Name of the network for the client in Python, unlike all others.
 readonly BED=xdptest
 # UDP port of the servers for it: not the default one, where a real server may run.
@@ -93,6 +93,18 @@ cargo_tests() {
     count "cargo test (${counts[2]} left out)" "${counts[0]}" "$((counts[1] + counts[2]))"
 }
 
+# The tests of the scripts that prepare a host, counted from their last line.
+host_preparation() {
+    local log=$scratch/host_prep.log status=0 counts
+    say "host preparation"
+    scripts/tests/host_prep.sh 2>&1 | tee "$log" || status=$?
+    read -r -a counts < <(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed.*/\1 \2/p' "$log" | tail -n 1; echo 0 0)
+    if [[ $status -ne 0 && ${counts[1]} -eq 0 ]]; then
+        counts[1]=1
+    fi
+    count "host preparation" "${counts[0]}" "${counts[1]}"
+}
+
 # client_in_python NAME HOST IN_BED SERVER-OPTION...: the tests of the Python client against a fresh server.
 # IN_BED is the command that runs them where they can reach it, or nothing.
 client_in_python() {
@@ -150,6 +162,7 @@ mapfile -t shell_programs < <(grep -rl '^#!/usr/bin/env bash' scripts .ci)
 check shellcheck shellcheck --external-sources "${shell_programs[@]}"
 check clippy as_owner cargo clippy --workspace --all-targets --locked -- -D warnings
 cargo_tests
+host_preparation
 check "Python environment" python_environment
 client_in_python "sockets" 127.0.0.1 '' --backend socket --queues 2
 check testbed scripts/testbed.sh up --name "$BED" --queues 2

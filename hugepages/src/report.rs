@@ -49,6 +49,25 @@ impl Shortfall {
     }
 }
 
+impl Report {
+    /// The report of `len` bytes that something else has mapped on plain pages where those of kind `wanted` would
+    /// have been better: so that [`advise`] counts them in.
+    pub fn of_plain(what: &str, len: usize, wanted: PageKind, numa_node: Option<u32>) -> Self {
+        let shortfall = Shortfall::of(wanted, numa_node, len);
+        Self {
+            what: what.to_owned(),
+            asked: len,
+            mapped: len,
+            kind: PageKind::Plain,
+            huge: 0,
+            prefaulted: true,
+            numa_node,
+            advice: shortfall.advice(),
+            shortfall: Some(shortfall),
+        }
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.what, Bytes(self.mapped))?;
@@ -90,6 +109,17 @@ pub fn advise<'a>(reports: impl IntoIterator<Item = &'a Report>) -> Option<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_mapped_elsewhere_is_counted_in() {
+        let report = |mib: usize| Report::of_plain("UMEM", mib << 20, PageKind::Huge2M, None);
+        let pages = |reports: &[Report]| {
+            let advice = advise(reports).unwrap();
+            let (_, number) = advice.split_once("nr_hugepages=").unwrap();
+            number.trim().parse::<usize>().unwrap()
+        };
+        assert_eq!(pages(&[report(1600), report(1600)]), pages(&[report(1600)]) + 800);
+    }
 
     #[test]
     fn a_report_is_one_line() {

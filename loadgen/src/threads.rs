@@ -104,7 +104,8 @@ fn carry_load(shared: Arc<Shared>, thread: usize, sockets: Vec<UdpSocket>) -> io
 /// Replaces the sockets of a thread's endpoints, each once in every period of `--rebind`, one after the
 /// other, while clients paint. Returns only when that fails.
 ///
-/// Not before all clients are up: QUIC allows a change of address only after the handshake (RFC 9000, section 9).
+/// Not before all clients are up: QUIC allows a change of address only after the handshake (RFC 9000, section
+/// 9).
 async fn rebind(shared: &Shared, thread: usize, endpoints: &[Endpoint]) -> io::Error {
     let Some(period) = shared.settings.rebind else { return std::future::pending().await };
     let pause = period / endpoints.len() as u32; // at least 1, and at most 60,000

@@ -1,5 +1,5 @@
-//! A shared pixel canvas, served over QUIC from AF_XDP sockets. The program is `xdp-server`; this library is what it is
-//! made of, and what its tests and benchmarks use.
+//! A shared pixel canvas, served over QUIC from AF_XDP sockets. The program is `xdp-server`; this library is
+//! what it is made of, and what its tests and benchmarks use.
 //!
 //! | module | question that it answers |
 //! |---|---|

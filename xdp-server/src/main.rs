@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
-/// One allocator for Rust and, being unprefixed, for C: BoringSSL's state of each connection comes from here too.
+/// One allocator for Rust and, being unprefixed, for C: BoringSSL's state of each connection comes from here
+/// too.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// jemalloc's settings, read by it at its first call. `thp:always` puts its extents on transparent huge pages, where
-/// the connections' state then is; `metadata_thp:auto` its own tables too. What a storm of connections used goes back
-/// after ten seconds, by a thread of jemalloc's that `server::run` starts.
+/// jemalloc's settings, read by it at its first call. `thp:always` puts its extents on transparent huge
+/// pages, where the connections' state then is; `metadata_thp:auto` its own tables too. What a storm of
+/// connections used goes back after ten seconds, by a thread of jemalloc's that `server::run` starts.
 #[expect(unsafe_code, reason = "the symbol is jemalloc's documented way to be configured at build time")]
 // SAFETY: the name is jemalloc's own, and nothing else in the program defines it.
 #[unsafe(export_name = "malloc_conf")]

@@ -1,15 +1,14 @@
 //! The server as a whole: from settings to running threads, and back to a clean host.
 //!
-//! Theory of operation
-//! -------------------
-//! [`run`] is the life of the process. On the main thread, and with no other, in this order: state and certificate, the
-//! host's facts, the plan (`host::topology`), memory, queues, QUIC's settings, packet I/O for all workers (`backend`).
-//! Then all privileges are given up (`host::privileges`), and threads are started, without any: one for each worker
-//! and, if it has a core of its own, one for the master, each pinned. When all are ready the start is reported. From
-//! then on the main thread only waits for signals and reports once a second.
+//! Theory of operation ------------------- [`run`] is the life of the process. On the main thread, and with
+//! no other, in this order: state and certificate, the host's facts, the plan (`host::topology`), memory,
+//! queues, QUIC's settings, packet I/O for all workers (`backend`). Then all privileges are given up
+//! (`host::privileges`), and threads are started, without any: one for each worker and, if it has a core of
+//! its own, one for the master, each pinned. When all are ready the start is reported. From then on the main
+//! thread only waits for signals and reports once a second.
 //!
-//! SIGTERM, Ctrl-C or `--duration` begin the drain; a second signal ends it at once. On the way out the XDP program is
-//! detached before its sockets close, so that nothing is redirected to a socket that is gone.
+//! SIGTERM, Ctrl-C or `--duration` begin the drain; a second signal ends it at once. On the way out the XDP
+//! program is detached before its sockets close, so that nothing is redirected to a socket that is gone.
 
 mod backend;
 mod dump;
@@ -119,14 +118,14 @@ pub fn run(settings: &Settings) -> Result<(), ServerError> {
     let identity = Identity::obtain(settings.certificate.as_ref(), &state, &addresses, now)?;
 
     let mut notes = Vec::new();
-    let server = Assembly::new(settings, &topology, &identity, &keys, &mut notes)?;
+    let mut server = Assembly::new(settings, &topology, &identity, &keys, &mut notes)?;
     let backend = backend::open(settings, &topology, &mut notes)?;
     let dump = settings.dump.as_ref().map(File::create).transpose();
     let dump = dump.map_err(|source| ServerError::System { what: "open the --dump file", source })?;
 
     notes.extend(privileges::give_up(user.as_ref(), || backend.works_without_bpf())?);
-    // jemalloc's thread gives memory back while nobody allocates; without it an idle worker would keep what a storm of
-    // connections used. Not started before: it would keep the privileges.
+    // jemalloc's thread gives memory back while nobody allocates; without it an idle worker would keep what a
+    // storm of connections used. Not started before: it would keep the privileges.
     if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
         notes.push(format!(
             "memory of closed connections is given back late: jemalloc has no thread: {error}"
@@ -135,7 +134,8 @@ pub fn run(settings: &Settings) -> Result<(), ServerError> {
     let signals = receive(signals)?;
     match backend {
         Backend::Xdp(xdp) => {
-            let backend::Xdp { ios, io, mut steering } = *xdp;
+            let backend::Xdp { ios, io, short, mut steering } = *xdp;
+            server.memory.extend(short);
             let running = server.start(ios, io, &addresses, dump, &mut notes)?;
             let (ios, result) = running.supervise(&signals, || steering.follow_addresses());
             drop(steering); // detaches the program, while its sockets still are there
@@ -165,7 +165,8 @@ struct Assembly<'a> {
     links: Vec<WorkerLink>,
     tiles: TileReader,
     palette: Palette,
-    /// One for each worker. Made here, since the private key may be readable only before privileges are given up.
+    /// One for each worker. Made here, since the private key may be readable only before privileges are given
+    /// up.
     quic: Vec<WorkerQuic>,
     keys: crate::state::Keys,
     memory: Vec<Report>,
@@ -286,14 +287,16 @@ impl<'a> Assembly<'a> {
                 }
             }
         }
-        notes.extend(hugepages::advise(&reports));
+        // A line for each page size and node.
+        notes.extend(hugepages::advise(&reports).iter().flat_map(|advice| advice.lines().map(str::to_owned)));
         let start = Start { settings, topology, io: &described, addresses, identity, notes };
         running.reporter.start(&start, OffsetDateTime::now_utc());
         Ok(running)
     }
 }
 
-/// What a worker tells when it is ready: its index, and the memory of its connection table or why it cannot start.
+/// What a worker tells when it is ready: its index, and the memory of its connection table or why it cannot
+/// start.
 type Ready = (usize, Result<Report, String>);
 
 /// The life of a worker's thread. Returns the packet I/O, to be closed when all workers are done.
@@ -338,8 +341,8 @@ struct Running<I> {
 }
 
 impl<I> Running<I> {
-    /// Reports once a second until a signal or the end of `--duration`, then drains. `each_second` may have something to
-    /// say, too. Returns the packet I/O of all workers, still open.
+    /// Reports once a second until a signal or the end of `--duration`, then drains. `each_second` may have
+    /// something to say, too. Returns the packet I/O of all workers, still open.
     fn supervise(
         mut self,
         signals: &Receiver<()>,
@@ -397,7 +400,8 @@ impl<I> Running<I> {
         carried == 0 || self.workers[0].is_finished() || self.shared.workers[0].snapshot().drained != 0
     }
 
-    /// Ends all threads. Returns the packet I/O of the workers, still open, and the first failure of a thread.
+    /// Ends all threads. Returns the packet I/O of the workers, still open, and the first failure of a
+    /// thread.
     fn stop(&mut self) -> (Vec<I>, Result<(), ServerError>) {
         self.shared.advance(Phase::Stop);
         let (mut ios, mut result) = (Vec::new(), Ok(()));
@@ -436,8 +440,8 @@ fn spawn<T: Send + 'static>(
     thread::Builder::new().name(name.into()).spawn(without_privileges).map_err(system)
 }
 
-/// Pins this thread. The topology has checked that the core is ours, so a failure means that it was taken away since;
-/// the kernel then places the thread, and the server is slower, not wrong.
+/// Pins this thread. The topology has checked that the core is ours, so a failure means that it was taken
+/// away since; the kernel then places the thread, and the server is slower, not wrong.
 fn pin(cpu: usize) {
     let _ = cpus::pin(cpu);
 }

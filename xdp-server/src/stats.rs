@@ -1,8 +1,8 @@
 //! Counters that cross threads: written by their one owner, read by whoever reports.
 //!
-//! A worker (or the master) counts in plain integers on its own cache lines, and copies them into its [`WorkerCell`]
-//! about once a millisecond, in housekeeping: the packet path touches no shared line. A reader takes a snapshot whenever
-//! it likes; fields of one snapshot may be a millisecond apart from each other.
+//! A worker (or the master) counts in plain integers on its own cache lines, and copies them into its
+//! [`WorkerCell`] about once a millisecond, in housekeeping: the packet path touches no shared line. A reader
+//! takes a snapshot whenever it likes; fields of one snapshot may be a millisecond apart from each other.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -118,7 +118,8 @@ counters! {
         diffs_sent,
         /// DIFF payloads not sent: the client was past its byte budget.
         diffs_over_budget,
-        /// DIFF payloads not sent or discarded unsent: the client's connection could not take them (congestion).
+        /// DIFF payloads not sent or discarded unsent: the client's connection could not take them
+        /// (congestion).
         diffs_congested,
         /// VERSIONS payloads handed to QUIC.
         versions_sent,

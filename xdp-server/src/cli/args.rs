@@ -193,8 +193,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "KBIT/S", default_value_t = 8000, help_heading = "Clients")]
     client_kbit: u32,
 
-    /// Pixels a second that each client may paint, with a second's worth at once; more are rejected, and a client
-    /// that goes on painting four times as many is closed. 0 is no limit
+    /// Pixels a second that each client may paint, with a second's worth at once; more are rejected, and a
+    /// client that goes on painting four times as many is closed. 0 is no limit
     #[arg(long, value_name = "PIXELS/S", default_value_t = 0, help_heading = "Clients")]
     client_pixels: u32,
 

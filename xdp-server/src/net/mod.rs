@@ -1,21 +1,22 @@
 //! Packet I/O: how UDP payloads enter and leave a worker.
 //!
-//! Theory of operation
-//! -------------------
-//! Each worker owns one [`PacketIo`], chosen once at start and monomorphised into the worker's loop. The trait moves
-//! whole UDP payloads, in batches, without a copy of its own:
+//! Theory of operation ------------------- Each worker owns one [`PacketIo`], chosen once at start and
+//! monomorphised into the worker's loop. The trait moves whole UDP payloads, in batches, without a copy of
+//! its own:
 //!
-//! - **In**: [`PacketIo::receive`] lends every received payload as `&mut [u8]`, in the very memory that the backend
-//!   received it into (a UMEM frame, a `recvmmsg` buffer), so that QUIC decrypts in place. The loan ends with the call.
-//! - **Out**: [`PacketIo::send`] lends the payload part of the next transmit buffer, past the room kept for headers, so
-//!   that QUIC seals the packet where it leaves from. The packets of one call are a *train*: usually all to one peer,
-//!   which is what a backend with segmentation offload needs to know.
+//! - **In**: [`PacketIo::receive`] lends every received payload as `&mut [u8]`, in the very memory that the
+//!   backend received it into (a UMEM frame, a `recvmmsg` buffer), so that QUIC decrypts in place. The loan
+//!   ends with the call.
+//! - **Out**: [`PacketIo::send`] lends the payload part of the next transmit buffer, past the room kept for
+//!   headers, so that QUIC seals the packet where it leaves from. The packets of one call are a *train*:
+//!   usually all to one peer, which is what a backend with segmentation offload needs to know.
 //!
-//! Layering: `net` knows descriptors, rings, sockets and headers; it never sees a QUIC type. What is above never sees a
-//! file descriptor, but for [`PacketIo::wait`], which sleeps on one that belongs to [`crate::link`].
+//! Layering: `net` knows descriptors, rings, sockets and headers; it never sees a QUIC type. What is above
+//! never sees a file descriptor, but for [`PacketIo::wait`], which sleeps on one that belongs to
+//! [`crate::link`].
 //!
-//! Nothing here allocates, blocks (but for `wait`) or panics on any input. Bad packets are counted by cause in
-//! [`IoCounters`].
+//! Nothing here allocates, blocks (but for `wait`) or panics on any input. Bad packets are counted by cause
+//! in [`IoCounters`].
 
 pub mod checksum;
 pub mod frame;
@@ -29,16 +30,18 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-/// Largest UDP payload that any backend must be able to receive, in bytes: an Ethernet frame of 1500 bytes less the
-/// smallest IP and UDP headers. It is what the server advertises as `max_udp_payload_size`, so that a conforming peer
-/// never sends more. A larger value needs UMEM frames above 2048 bytes.
+/// Largest UDP payload that any backend must be able to receive, in bytes: an Ethernet frame of 1500 bytes
+/// less the smallest IP and UDP headers. It is what the server advertises as `max_udp_payload_size`, so that
+/// a conforming peer never sends more. A larger value needs UMEM frames above 2048 bytes.
 pub const MAX_RX_PAYLOAD: usize = 1472;
 
-/// Room that [`PacketIo::send`] lends for one payload, in bytes. QUIC's minimum path MTU (RFC 9000, section 14): it
-/// crosses every path, tunnels with an IPv6 MTU of 1280 included. A larger value would need path MTU discovery.
+/// Room that [`PacketIo::send`] lends for one payload, in bytes. QUIC's minimum path MTU (RFC 9000, section
+/// 14): it crosses every path, tunnels with an IPv6 MTU of 1280 included. A larger value would need path MTU
+/// discovery.
 pub const MAX_TX_PAYLOAD: usize = 1200;
 
-/// The Ethernet addresses of a path, as learnt from a received frame: a server that only ever answers needs no ARP table.
+/// The Ethernet addresses of a path, as learnt from a received frame: a server that only ever answers needs
+/// no ARP table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ethernet {
     /// Our address: destination of what we receive, source of what we send.
@@ -61,8 +64,8 @@ pub enum Link {
 
 /// Where a packet came from; equally, how to reach that peer.
 ///
-/// Addresses are canonical: an IPv4 peer is always `SocketAddr::V4`, never a mapped IPv6 address, whichever backend
-/// saw it, so that one peer has one address on all of them.
+/// Addresses are canonical: an IPv4 peer is always `SocketAddr::V4`, never a mapped IPv6 address, whichever
+/// backend saw it, so that one peer has one address on all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
     /// Our address and port, as the peer sees them.
@@ -102,7 +105,8 @@ pub struct IoCounters {
     pub tx_errors: u64,
     /// Frames dropped: too short for their headers, or lengths that contradict each other.
     pub rx_truncated: u64,
-    /// Frames dropped: not UDP over IPv4 or IPv6 to us. The XDP program should have passed these to the kernel.
+    /// Frames dropped: not UDP over IPv4 or IPv6 to us. The XDP program should have passed these to the
+    /// kernel.
     pub rx_not_ours: u64,
     /// Payloads dropped: longer than [`MAX_RX_PAYLOAD`].
     pub rx_too_long: u64,
@@ -116,35 +120,35 @@ pub struct IoCounters {
 
 /// One worker's packet I/O. See the [module](self) for the contract.
 pub trait PacketIo {
-    /// Hands up to `budget` received payloads to `sink`, oldest first, and returns how many it handed over. Never
-    /// blocks. The payload's memory goes back to the backend when `sink` returns.
+    /// Hands up to `budget` received payloads to `sink`, oldest first, and returns how many it handed over.
+    /// Never blocks. The payload's memory goes back to the backend when `sink` returns.
     fn receive(&mut self, budget: usize, sink: &mut impl FnMut(&Path, &mut [u8])) -> usize;
 
     /// Sends packets until `fill` has no more or no transmit buffer is free.
     ///
-    /// `fill` gets [`MAX_TX_PAYLOAD`] bytes of the next transmit buffer, writes a payload at their start and returns its
-    /// length and where it goes, or `None` when there is nothing (more) to send; what it wrote is then discarded. It is
-    /// only called when there is a buffer, so that a packet that QUIC has sealed is never lost here for want of room.
-    /// Packets may stay queued in the backend until [`flush`](Self::flush).
+    /// `fill` gets [`MAX_TX_PAYLOAD`] bytes of the next transmit buffer, writes a payload at their start and
+    /// returns its length and where it goes, or `None` when there is nothing (more) to send; what it wrote is
+    /// then discarded. It is only called when there is a buffer, so that a packet that QUIC has sealed is
+    /// never lost here for want of room. Packets may stay queued in the backend until [`flush`](Self::flush).
     fn send(&mut self, fill: &mut impl FnMut(&mut [u8]) -> Option<(usize, Path)>) -> Sent;
 
-    /// Pushes what was sent towards the wire. Called once a turn; a backend decides by batch and by age whether a
-    /// system call is due.
+    /// Pushes what was sent towards the wire. Called once a turn; a backend decides by batch and by age
+    /// whether a system call is due.
     fn flush(&mut self, now: Instant);
 
-    /// Routine work, once a turn, before `receive`: reclaims transmitted buffers, refills receive rings, drives the
-    /// kernel's busy polling.
+    /// Routine work, once a turn, before `receive`: reclaims transmitted buffers, refills receive rings,
+    /// drives the kernel's busy polling.
     fn serve(&mut self, now: Instant);
 
-    /// Sleeps until there is something to receive, `wake` is readable, transmit room that was missing is back, or
-    /// `timeout` has passed. Flushes first.
+    /// Sleeps until there is something to receive, `wake` is readable, transmit room that was missing is
+    /// back, or `timeout` has passed. Flushes first.
     ///
     /// # Errors
     /// Whatever poll(2) says but `EINTR`, which is a normal return.
     fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> io::Result<()>;
 
-    /// The descriptor that becomes readable when there is something to receive, for a backend that runs beside another
-    /// one, which then waits for both. `None`: never beside another one.
+    /// The descriptor that becomes readable when there is something to receive, for a backend that runs
+    /// beside another one, which then waits for both. `None`: never beside another one.
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }

@@ -1,11 +1,12 @@
 //! Connection table: who is who.
 //!
-//! A connection lives in a *slot* of memory from `hugepages`, at an address that never changes; its connection IDs name
-//! the slot and the slot's *generation*, so that finding it is an index and a comparison. Generations start at random at
-//! every start of the server, so that an ID from before a restart is stale and never names a newcomer.
+//! A connection lives in a *slot* of memory from `hugepages`, at an address that never changes; its
+//! connection IDs name the slot and the slot's *generation*, so that finding it is an index and a comparison.
+//! Generations start at random at every start of the server, so that an ID from before a restart is stale and
+//! never names a newcomer.
 //!
-//! Only packets of a handshake need a search, while the client still uses the random connection ID that it began with:
-//! those are in a hash map, and leave it when the handshake is over.
+//! Only packets of a handshake need a search, while the client still uses the random connection ID that it
+//! began with: those are in a hash map, and leave it when the handshake is over.
 
 use hugepages::{Pages, Slab};
 use std::collections::HashMap;
@@ -71,8 +72,8 @@ impl<T> ConnectionTable<T> {
         self.slots.capacity()
     }
 
-    /// Takes a free slot for a connection made by `make` from the slot and its generation. `None` if there is no free
-    /// slot, no memory, or `make` declined.
+    /// Takes a free slot for a connection made by `make` from the slot and its generation. `None` if there is
+    /// no free slot, no memory, or `make` declined.
     pub fn insert_with(&mut self, make: impl FnOnce(u32, u32) -> Option<T>) -> Option<u32> {
         let slot = self.slots.next_index().ok()?;
         let value = make(slot, self.generations[slot as usize])?;

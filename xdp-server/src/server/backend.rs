@@ -1,7 +1,7 @@
 //! Packet I/O for all workers: which backend, and why not a better one.
 //!
-//! `--backend auto` takes AF_XDP if an interface is named and the host can, else ordinary sockets; each rung that was not
-//! taken is one note. A backend that is named is that one or an error.
+//! `--backend auto` takes AF_XDP if an interface is named and the host can, else ordinary sockets; each rung
+//! that was not taken is one note. A backend that is named is that one or an error.
 
 use crate::cli::{self, HugePages, Settings};
 use crate::host::diagnose::{Step, why_denied};
@@ -10,13 +10,14 @@ use crate::net::socket::{BindError, SocketConfig, SocketGroup, SocketIo};
 use crate::net::xdp::socket::{FRAME_SIZE, FRAMES_PER_QUEUE};
 use crate::net::xdp::{ModeGot, OpenError, OpenRequest, PagesGot, UmemPages, XdpIo, XdpMode};
 use crate::report::WorkerIo;
+use hugepages::{PageKind, Report};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 use xdp_prog::XdpProgram;
 
-/// How long a read on a busy-polled socket polls the NIC, in microseconds of the guide to SO_BUSY_POLL; the kernel's own
-/// suggestion (Documentation/admin-guide/sysctl/net.rst, `busy_read`).
+/// How long a read on a busy-polled socket polls the NIC, in microseconds of the guide to SO_BUSY_POLL; the
+/// kernel's own suggestion (Documentation/admin-guide/sysctl/net.rst, `busy_read`).
 const SOCKET_BUSY_POLL: Duration = Duration::from_micros(50);
 
 /// Why there is no packet I/O.
@@ -59,6 +60,8 @@ pub struct Xdp {
     pub ios: Vec<XdpIo<SocketIo>>,
     /// What each got.
     pub io: Vec<WorkerIo>,
+    /// Packet memory that did not get the huge pages that it wanted.
+    pub short: Vec<Report>,
     /// The XDP program, attached.
     pub steering: Steering,
 }
@@ -154,6 +157,10 @@ fn bind(
 struct OpenedXdp {
     opened: crate::net::xdp::open::Opened,
     steering_of: (String, IpAddr, Vec<IpAddr>),
+    /// Huge pages were asked for.
+    wants_huge: bool,
+    /// NUMA node of each queue's memory.
+    nodes: Vec<Option<u32>>,
 }
 
 impl OpenedXdp {
@@ -172,11 +179,15 @@ impl OpenedXdp {
             WorkerIo { backend: "xdp", mode: Some(mode), memory: format!("UMEM {umem} MiB on {pages} pages") }
         };
         let io = self.opened.queues.iter().map(|queue| describe(queue.pages())).collect();
+        let bytes = (FRAMES_PER_QUEUE * FRAME_SIZE) as usize;
+        let plain = self.opened.queues.iter().zip(self.nodes);
+        let plain = plain.filter(|(queue, _)| self.wants_huge && queue.pages() == PagesGot::Plain);
+        let short = plain.map(|(_, node)| Report::of_plain("UMEM", bytes, PageKind::Huge2M, node)).collect();
         let ios =
             self.opened.queues.into_iter().zip(sockets).map(|(queue, socket)| queue.with_kernel(socket));
         let (interface, listen, addresses) = self.steering_of;
         let steering = Steering { program: self.opened.program, interface, listen, addresses };
-        Xdp { ios: ios.collect(), io, steering }
+        Xdp { ios: ios.collect(), io, short, steering }
     }
 }
 
@@ -208,7 +219,9 @@ fn open_xdp(
     })?;
     notes.extend(opened.notes.iter().cloned());
     let addresses = steered_addresses(interface, listen).unwrap_or_default();
-    Ok(OpenedXdp { opened, steering_of: (interface.to_owned(), listen, addresses) })
+    let nodes = topology.workers.iter().map(|worker| worker.node).collect();
+    let wants_huge = !matches!(settings.huge_pages, HugePages::Transparent | HugePages::Plain);
+    Ok(OpenedXdp { opened, steering_of: (interface.to_owned(), listen, addresses), wants_huge, nodes })
 }
 
 /// The addresses whose packets AF_XDP takes: those of the interface that `listen` covers.
@@ -226,8 +239,8 @@ fn steered_addresses(interface: &str, listen: IpAddr) -> std::io::Result<Vec<IpA
     Ok(addresses)
 }
 
-/// Addresses that clients can use, best first: the one listened on; or else those of the interface; or else the one that
-/// this host would use to reach the world.
+/// Addresses that clients can use, best first: the one listened on; or else those of the interface; or else
+/// the one that this host would use to reach the world.
 pub fn reachable_addresses(settings: &Settings) -> Vec<IpAddr> {
     if !settings.listen.ip().is_unspecified() {
         return vec![settings.listen.ip()];

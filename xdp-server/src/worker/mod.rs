@@ -6,10 +6,10 @@
 //!            +-------------------------------------------------------------------------------------+
 //! ```
 //!
-//! One thread owns everything here: its packet I/O, its connections, its timers. A turn reads the clock once. Receiving
-//! never waits for sending: a connection that has something to send is put in a queue (`ready`), which the transmit stage
-//! works off as far as there are transmit buffers. A turn that finds nothing to do counts as waiting; when the core is
-//! shared, the worker then sleeps until something comes.
+//! One thread owns everything here: its packet I/O, its connections, its timers. A turn reads the clock once.
+//! Receiving never waits for sending: a connection that has something to send is put in a queue (`ready`),
+//! which the transmit stage works off as far as there are transmit buffers. A turn that finds nothing to do
+//! counts as waiting; when the core is shared, the worker then sleeps until something comes.
 //!
 //! - `conn`: what is kept of one connection
 //! - `receive`: from a packet to its connection; accepting, refusing, resetting
@@ -39,11 +39,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Packets received in one turn. One ring's worth of what veth and most NICs hand over at a time; larger delays sending.
+/// Packets received in one turn. One ring's worth of what veth and most NICs hand over at a time; larger
+/// delays sending.
 const RECEIVE_BUDGET: usize = 64;
 
-/// Subscribers that are handed a tick in one turn, and connections that get to send. At about 2 us each a stage stays
-/// well under the 1 ms timers.
+/// Subscribers that are handed a tick in one turn, and connections that get to send. At about 2 us each a
+/// stage stays well under the 1 ms timers.
 const SEND_BUDGET: usize = 64;
 
 /// Strays taken over in one turn.
@@ -52,8 +53,8 @@ const STRAY_BUDGET: usize = 64;
 /// Timers that may fire in one turn.
 const TIMER_BUDGET: usize = 64;
 
-/// Slots beyond the cap, for connections that exist only to be told SERVER_FULL. More of them spend handshakes on clients
-/// that are turned away; when all are taken, Initials are dropped.
+/// Slots beyond the cap, for connections that exist only to be told SERVER_FULL. More of them spend
+/// handshakes on clients that are turned away; when all are taken, Initials are dropped.
 pub const REFUSAL_SLOTS: u32 = 64;
 
 /// Time between two rounds of housekeeping: counters are this old at most while the worker is busy.
@@ -62,8 +63,8 @@ const HOUSEKEEPING: Duration = Duration::from_millis(1);
 /// Time between two looks at whether the packet I/O still has its interface; one system call each.
 const HEALTH_CHECK: Duration = Duration::from_secs(1);
 
-/// How long a worker on a shared core looks for work before it sleeps. A wake-up costs the kernel about this much, so
-/// spinning for as long at most doubles the cost of being idle, and catches what comes in a burst.
+/// How long a worker on a shared core looks for work before it sleeps. A wake-up costs the kernel about this
+/// much, so spinning for as long at most doubles the cost of being idle, and catches what comes in a burst.
 const SPIN: Duration = Duration::from_micros(50);
 
 /// Longest sleep: bounds the age of counters and of the phase when nobody wakes us.
@@ -72,8 +73,8 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 /// A drain ends after this long, whatever is left: the promise is five seconds, the rest is for leaving.
 const DRAIN_LIMIT: Duration = Duration::from_millis(4500);
 
-/// Time between the NOTICE and the CONNECTION_CLOSE of a drain: once a connection is closed QUIC repeats nothing, so a
-/// lost NOTICE gets this long to be repeated.
+/// Time between the NOTICE and the CONNECTION_CLOSE of a drain: once a connection is closed QUIC repeats
+/// nothing, so a lost NOTICE gets this long to be repeated.
 const DRAIN_NOTICE: Duration = Duration::from_millis(500);
 
 /// What a worker is made of, besides its packet I/O.
@@ -243,8 +244,8 @@ impl<I: PacketIo> Worker<I> {
         self.core.table.len()
     }
 
-    /// One turn. `extra` is worked in as a further stage: the master, where it shares this thread; it returns whether it
-    /// found something to do. Returns whether anything in the turn did.
+    /// One turn. `extra` is worked in as a further stage: the master, where it shares this thread; it returns
+    /// whether it found something to do. Returns whether anything in the turn did.
     pub fn turn(&mut self, now: Instant, extra: &mut impl FnMut(Instant) -> bool) -> bool {
         self.account(now);
         let core = &mut self.core;
@@ -276,13 +277,14 @@ impl<I: PacketIo> Worker<I> {
         self.core.table.report()
     }
 
-    /// Runs until the drain is done, or the phase is [`Phase::Stop`]. `sleepy`: the core is shared, so sleep when there is
-    /// nothing to do.
+    /// Runs until the drain is done, or the phase is [`Phase::Stop`]. `sleepy`: the core is shared, so sleep
+    /// when there is nothing to do.
     pub fn run(self, sleepy: bool) -> Ended<I> {
         self.run_with(sleepy, &mut Alone)
     }
 
-    /// Likewise, with the master as a stage of each turn; since the other workers need it, only [`Phase::Stop`] ends this.
+    /// Likewise, with the master as a stage of each turn; since the other workers need it, only
+    /// [`Phase::Stop`] ends this.
     pub fn run_with_master(self, sleepy: bool, master: &mut Master) -> Ended<I> {
         self.run_with(sleepy, master)
     }

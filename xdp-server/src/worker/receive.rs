@@ -37,6 +37,7 @@ impl Core {
                     return self.pass_on(dcid[0], path, packet, Some(dcid), now);
                 }
                 match self.find(&dcid) {
+                    Some(slot) if self.is_retired(slot, &dcid) => self.ctx.stats.drop_unknown_id += 1,
                     Some(slot) => self.deliver(slot, path, packet, now),
                     None => self.reset(&dcid, path, packet.len(), now),
                 }
@@ -63,6 +64,13 @@ impl Core {
         let route = self.codec.decode(id)?;
         let ours = usize::from(route.worker) == self.index;
         (ours && self.table.find(route.slot, route.generation).is_some()).then_some(route.slot)
+    }
+
+    /// True if the client of `slot` has retired `id`. A packet that was overtaken on its way may still carry
+    /// it: quiche would close the connection for that.
+    fn is_retired(&mut self, slot: u32, id: &[u8; cid::LEN]) -> bool {
+        let conn = self.table.get_mut(slot);
+        conn.is_some_and(|conn| conn.quic.source_ids().all(|active| active.as_ref() != id))
     }
 
     /// Deals with a packet under a long header: of a connection here or elsewhere, of a handshake, or of

@@ -9,8 +9,11 @@ use canvas::codes::{ALPN, HELLO_DIFFS, HELLO_SNAPSHOT, MIN_DATAGRAM_FRAME_SIZE};
 use canvas::mirror::{Mirror, MirrorOptions};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use xdp_server::net::sim::SimClient;
+
+/// Time between two PINGs of a client that keeps its connection alive.
+const KEEP_ALIVE: Duration = Duration::from_millis(500);
 
 #[derive(Clone)]
 pub struct ClientOptions {
@@ -24,6 +27,8 @@ pub struct ClientOptions {
     pub window: u64,
     /// Supply the server with spare connection IDs.
     pub spare_ids: bool,
+    /// Send a PING now and then.
+    pub keep_alive: bool,
 }
 
 impl Default for ClientOptions {
@@ -35,6 +40,7 @@ impl Default for ClientOptions {
             hello: true,
             window: 1 << 20,
             spare_ids: true,
+            keep_alive: true,
         }
     }
 }
@@ -78,6 +84,7 @@ pub struct Client {
     outbox: Vec<u8>,
     streams: HashMap<u64, (TilesDecoder, Vec<u32>)>,
     started: Instant,
+    kept_alive: Instant,
 }
 
 impl Client {
@@ -123,6 +130,7 @@ impl Client {
             outbox: Vec::new(),
             streams: HashMap::new(),
             started: Instant::now(),
+            kept_alive: Instant::now(),
         }
     }
 
@@ -209,6 +217,11 @@ impl Client {
         }
         if self.quic.timeout().is_some_and(|left| left.is_zero()) {
             self.quic.on_timeout();
+        }
+        // As real clients do: a server that lost its way to a client finds it again by what the client sends.
+        if self.options.keep_alive && self.kept_alive.elapsed() >= KEEP_ALIVE && self.quic.is_established() {
+            self.kept_alive = Instant::now();
+            let _ = self.quic.send_ack_eliciting();
         }
         if self.quic.is_established() {
             while self.options.spare_ids && self.quic.scids_left() > 0 {

@@ -224,12 +224,8 @@ impl Opening<'_> {
         }
         if request.pages != UmemPages::Plain && queues.iter().any(|queue| queue.pages == PagesGot::Plain) {
             let without = queues.iter().filter(|queue| queue.pages == PagesGot::Plain).count() as u64;
-            let advice = HugePages::read().advice(request.frames, without);
-            notes.push(format!(
-                "{}: {without} of {} UMEMs have plain pages: {advice}",
-                nic.name,
-                queues.len()
-            ));
+            // How many are missing in all, only the caller knows: other memory wants huge pages too.
+            notes.push(format!("{}: {without} of {} UMEMs have plain pages", nic.name, queues.len()));
         }
         Opened { program, queues, mode, notes }
     }
