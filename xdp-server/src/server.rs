@@ -109,6 +109,10 @@ pub fn run(settings: &Settings) -> Result<(), ServerError> {
             drop(steering); // detaches the program, while its sockets still are there
             ios.map(drop)
         }
+        Backend::Uring(uring) => {
+            let running = server.start(uring.ios, uring.io, &addresses, &mut notes)?;
+            running.supervise(&signals, || None).map(drop)
+        }
         Backend::Socket(socket) => {
             let running = server.start(socket.ios, socket.io, &addresses, &mut notes)?;
             running.supervise(&signals, || None).map(drop)
