@@ -142,6 +142,10 @@ pub fn run(settings: &Settings) -> Result<(), ServerError> {
             drop(ios);
             result
         }
+        Backend::Uring(uring) => {
+            let running = server.start(uring.ios, uring.io, &addresses, &mut notes)?;
+            running.supervise(&signals, || None).map(drop)
+        }
         Backend::Socket(socket) => {
             let running = server.start(socket.ios, socket.io, &addresses, dump, &mut notes)?;
             running.supervise(&signals, || None).1

@@ -52,6 +52,10 @@ counters! {
         tx_blocked,
         /// Packets that the kernel refused to send.
         tx_errors,
+        /// Trains that the kernel refused as one message; their packets were then sent one by one.
+        tx_trains_refused,
+        /// Times that an operation found the submission queue full (io_uring).
+        sq_full,
         /// Frames dropped: truncated, or lengths that contradict each other.
         rx_truncated,
         /// Frames dropped: not UDP to us.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 
-use super::settings::{Backend, CertificateFiles, HugePages, PollMode, Settings, XdpMode};
+use super::settings::{Backend, CertificateFiles, HugePages, PollMode, Settings, Steering, XdpMode};
 use super::values::{CpuList, cpu_list, interface, listen_address, socket_buffer, token};
 use super::{CliError, MAX_CONNECTIONS_PER_WORKER, MAX_WORKERS};
 
@@ -57,7 +57,7 @@ Exit status:
     max_term_width = 100
 )]
 pub(super) struct Args {
-    /// Network interface to serve on with AF_XDP. Without it packets come through ordinary sockets
+    /// Network interface to serve on with AF_XDP. Without it packets come through UDP sockets
     #[arg(long, value_name = "IF", value_parser = interface, help_heading = "Network")]
     iface: Option<String>,
 
@@ -90,6 +90,36 @@ pub(super) struct Args {
     /// Mode of AF_XDP. A mode by name works, or ends the program
     #[arg(long, value_name = "MODE", value_enum, default_value_t = XdpMode::Auto, help_heading = "Network")]
     xdp_mode: XdpMode,
+
+    /// How the kernel spreads packets over the workers' UDP sockets
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Steering::Auto, help_heading = "Network")]
+    steering: Steering,
+
+    /// Entries of each worker's io_uring submission queue, 16 to 32768, rounded up to a power of two. A queue
+    /// that is too short costs system calls, and is counted
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 4096,
+        value_parser = clap::value_parser!(u32).range(16..=32_768),
+        help_heading = "Network"
+    )]
+    io_uring_sq_depth: u32,
+
+    /// Let a kernel thread for each worker take what is in its io_uring submission queue. It needs a core of
+    /// its own
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new(),
+        hide_default_value = true,
+        help_heading = "Network"
+    )]
+    sqpoll: bool,
 
     /// Receive buffer of each UDP socket, 4KiB to 1GiB; without root net.core.rmem_max may cut it
     #[arg(
@@ -314,6 +344,9 @@ impl TryFrom<Args> for Settings {
             listen: args.listen,
             backend: args.backend,
             xdp_mode: args.xdp_mode,
+            steering: args.steering,
+            io_uring_sq_depth: args.io_uring_sq_depth,
+            sqpoll: args.sqpoll,
             poll: args.poll,
             certificate,
             width: args.width,

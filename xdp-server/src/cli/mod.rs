@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
 
-pub use settings::{Backend, CertificateFiles, HugePages, PollMode, Settings, XdpMode};
+pub use settings::{Backend, CertificateFiles, HugePages, PollMode, Settings, Steering, XdpMode};
 
 /// Exit status of a wrong setting; `--help` documents it. 0 and 1 are the standard library's.
 pub const EXIT_USAGE: u8 = 2;

@@ -24,6 +24,12 @@ pub struct Settings {
     pub backend: Backend,
     /// Mode of the AF_XDP backend.
     pub xdp_mode: XdpMode,
+    /// How the kernel spreads packets over the workers' UDP sockets.
+    pub steering: Steering,
+    /// Entries of each worker's io_uring submission queue, 16 to 32,768.
+    pub io_uring_sq_depth: u32,
+    /// A kernel thread takes what is in an io_uring submission queue.
+    pub sqpoll: bool,
     /// What idle workers do.
     pub poll: PollMode,
     /// The certificate to show; `None`: a self-signed one from the state directory.
@@ -85,11 +91,15 @@ pub struct CertificateFiles {
 /// `--backend`. All but `Auto` means that one or an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
-    /// AF_XDP if there is an --iface and the host can, else sockets, saying why.
+    /// The first of the others, in their order, that the host can, saying why not a better one; AF_XDP only
+    /// with --iface.
     Auto,
     /// AF_XDP.
     Xdp,
-    /// Ordinary UDP sockets.
+    /// UDP sockets by io_uring.
+    #[value(name = "io_uring", alias = "uring")]
+    Uring,
+    /// UDP sockets by ordinary system calls.
     Socket,
 }
 
@@ -105,6 +115,15 @@ pub enum XdpMode {
     Copy,
     /// XDP on socket buffers: any driver, slowest.
     Generic,
+}
+
+/// `--steering`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Steering {
+    /// To the worker that the connection ID names, if the kernel can.
+    Auto,
+    /// By a hash of addresses and ports: workers pass on the packets of clients that moved.
+    Off,
 }
 
 /// `--poll`.

@@ -37,6 +37,8 @@ fn defaults_are_the_guides() {
     assert_eq!((s.max_connections_per_worker, s.paint_queue, s.master_drain), (65_536, 262_144, 16_384));
     assert_eq!((s.socket_recv_buffer, s.socket_send_buffer), (64 << 20, 64 << 20));
     assert_eq!((s.backend, s.xdp_mode, s.poll), (Backend::Auto, XdpMode::Auto, PollMode::Auto));
+    assert_eq!(s.steering, Steering::Auto);
+    assert_eq!((s.io_uring_sq_depth, s.sqpoll), (4096, false));
     assert_eq!(
         (s.huge_pages, s.client_kbit, s.idle_timeout),
         (HugePages::Auto, 8000, Duration::from_secs(30))
@@ -88,6 +90,9 @@ fn every_setting_can_come_from_every_layer() {
         ("listen", "127.0.0.1:5000"),
         ("backend", "xdp"),
         ("xdp-mode", "zerocopy"),
+        ("steering", "off"),
+        ("io-uring-sq-depth", "64"),
+        ("sqpoll", "true"),
         ("socket-recv-buffer", "1MiB"),
         ("socket-send-buffer", "2MiB"),
         ("cert", "c.pem"),
@@ -124,6 +129,9 @@ fn every_setting_can_come_from_every_layer() {
         listen: "127.0.0.1:5000".parse().unwrap(),
         backend: Backend::Xdp,
         xdp_mode: XdpMode::ZeroCopy,
+        steering: Steering::Off,
+        io_uring_sq_depth: 64,
+        sqpoll: true,
         poll: PollMode::Busy,
         certificate: Some(CertificateFiles { cert: "c.pem".into(), key: "k.pem".into() }),
         width: 65535,
@@ -178,7 +186,10 @@ fn ranges_hold_and_the_message_says_them() {
         ("--max-connections-per-worker=0", "1..=65536"),
         ("--idle-timeout-ms=0", "1000..=3600000"),
         ("--duration=0", "1.."),
-        ("--backend=uring", "auto, xdp, socket"),
+        ("--backend=dpdk", "auto, xdp, io_uring, socket"),
+        ("--io-uring-sq-depth=15", "16..=32768"),
+        ("--io-uring-sq-depth=32769", "16..=32768"),
+        ("--sqpoll=maybe", "maybe"),
         ("--xdp-mode=native", "auto, zerocopy, copy, generic"),
         ("--poll=never", "auto, busy, adaptive"),
         ("--huge-pages=4k", "auto, 1g, 2m, thp, plain"),
@@ -202,8 +213,8 @@ fn ranges_hold_and_the_message_says_them() {
 fn errors_of_lower_layers_name_their_source() {
     let text = message(from_file("tick-ms = 4"));
     assert!(text.starts_with("s.toml: `tick-ms`: invalid value '4'") && text.contains("5..=1000"), "{text}");
-    let text = message(from_file("backend = \"uring\""));
-    assert!(text.starts_with("s.toml: `backend`") && text.contains("auto, xdp, socket"), "{text}");
+    let text = message(from_file("backend = \"dpdk\""));
+    assert!(text.starts_with("s.toml: `backend`") && text.contains("auto, xdp, io_uring, socket"), "{text}");
     let text = message(settings(&[], &[("XDP_SERVER_TICK_MS", "x")], None));
     assert!(text.starts_with("environment: `XDP_SERVER_TICK_MS`: invalid value 'x'"), "{text}");
     // Also when something stronger would override the value: a file that is wrong is wrong.
@@ -268,6 +279,14 @@ fn certificate_and_key_go_together_across_layers() {
     assert_eq!(s.certificate, Some(CertificateFiles { cert: "a".into(), key: "b".into() }));
     assert!(message(settings(&["--cert=a"], &[], None)).contains("--cert needs --key"));
     assert!(message(from_file("key = \"b\"")).contains("--key needs --cert"));
+}
+
+#[test]
+fn io_uring_goes_by_two_names() {
+    for name in ["io_uring", "uring"] {
+        assert_eq!(settings(&["--backend", name], &[], None).unwrap().backend, Backend::Uring);
+    }
+    assert!(settings(&["--sqpoll"], &[], None).unwrap().sqpoll);
 }
 
 #[test]

@@ -19,10 +19,14 @@
 //! in [`IoCounters`].
 
 pub mod checksum;
+#[cfg(test)]
+mod datagram_tests;
 pub mod frame;
+pub mod segment;
 pub mod sim;
 mod sleep;
 pub mod socket;
+pub mod uring;
 pub mod xdp;
 
 use std::io;
@@ -103,6 +107,10 @@ pub struct IoCounters {
     pub tx_blocked: u64,
     /// Packets that the kernel refused to send (unreachable, too long, no buffers).
     pub tx_errors: u64,
+    /// Trains that the kernel refused to send as one message, and whose packets were then sent one by one.
+    pub tx_trains_refused: u64,
+    /// Times that an operation found the submission queue full, to wait for the next submission (io_uring).
+    pub sq_full: u64,
     /// Frames dropped: too short for their headers, or lengths that contradict each other.
     pub rx_truncated: u64,
     /// Frames dropped: not UDP over IPv4 or IPv6 to us. The XDP program should have passed these to the
@@ -141,11 +149,16 @@ pub trait PacketIo {
     fn serve(&mut self, now: Instant);
 
     /// Sleeps until there is something to receive, `wake` is readable, transmit room that was missing is
-    /// back, or `timeout` has passed. Flushes first.
+    /// back, or `timeout` has passed. Flushes first. `wake` is the same in every call: a backend may keep
+    /// watching it.
     ///
     /// # Errors
     /// Whatever poll(2) says but `EINTR`, which is a normal return.
     fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// Ends what is under way, for a backend whose operations belong to the worker's thread. The worker's last
+    /// call, on that thread; what is queued and not flushed is lost.
+    fn finish(&mut self) {}
 
     /// The descriptor that becomes readable when there is something to receive, for a backend that runs
     /// beside another one, which then waits for both. `None`: never beside another one.

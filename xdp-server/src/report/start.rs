@@ -13,7 +13,7 @@ use crate::state::Identity;
 /// What one worker's packet I/O got from the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerIo {
-    /// Name of the backend: `xdp`, `socket`.
+    /// Name of the backend: `xdp`, `io_uring`, `socket`.
     pub backend: &'static str,
     /// Mode that the backend got: `zerocopy`, `copy`, `generic`; `None` where there are none.
     pub mode: Option<&'static str>,

@@ -31,9 +31,17 @@ impl Summary<'_> {
         let causes: Vec<String> =
             drops.labelled().map(|(label, count)| format!("{label} {}", grouped(count))).collect();
         let causes = if causes.is_empty() { String::new() } else { format!(" ({})", causes.join(", ")) };
+        let advice = match total.sq_full {
+            0 => String::new(),
+            times => format!(
+                "io_uring's submission queue was full {} times: a larger --io-uring-sq-depth saves system \
+                 calls\n",
+                grouped(times)
+            ),
+        };
         format!(
             "served {:.1} s: {} connections, {} messages, {} pixels applied, {} diffs sent\n\
-             packets: {} in, {} out; drops: {}{causes}\n",
+             packets: {} in, {} out; drops: {}{causes}\n{advice}",
             self.elapsed.as_secs_f64(),
             grouped(total.handshakes_completed),
             grouped(total.messages),
@@ -116,6 +124,13 @@ mod tests {
         assert_eq!(json["workers"][1]["drop_quic"], 3);
 
         counters.workers[1].drop_quic = 0;
+        counters.workers[0].sq_full = 1200;
+        let text = Summary { common: &common, counters: &counters, elapsed }.text();
+        assert!(text.ends_with(
+            "io_uring's submission queue was full 1,200 times: a larger --io-uring-sq-depth saves system \
+             calls\n"
+        ));
+        counters.workers[0].sq_full = 0;
         assert!(Summary { common: &common, counters: &counters, elapsed }.text().ends_with("drops: 0\n"));
     }
 }

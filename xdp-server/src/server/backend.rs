@@ -1,12 +1,14 @@
 //! Packet I/O for all workers: which backend, and why not a better one.
 //!
-//! `--backend auto` takes AF_XDP if an interface is named and the host can, else ordinary sockets; each rung
-//! that was not taken is one note. A backend that is named is that one or an error.
+//! `--backend auto` takes AF_XDP if an interface is named and the host can, else io_uring if the host allows
+//! it, else ordinary sockets; each rung that was not taken is one note. A backend that is named is that one or
+//! an error.
 
 use crate::cli::{self, HugePages, Settings};
 use crate::host::diagnose::{Step, why_denied};
 use crate::host::topology::{Poll, Topology};
-use crate::net::socket::{BindError, SocketConfig, SocketGroup, SocketIo};
+use crate::net::socket::{BindError, SocketConfig, SocketGroup, SocketIo, enable_offloads, steer};
+use crate::net::uring::{self, Rings, UringConfig, UringError, UringIo};
 use crate::net::xdp::socket::{FRAME_SIZE, FRAMES_PER_QUEUE};
 use crate::net::xdp::{ModeGot, OpenError, OpenRequest, PagesGot, UmemPages, XdpIo, XdpMode};
 use crate::report::WorkerIo;
@@ -31,6 +33,9 @@ pub enum BackendError {
         /// What failed.
         source: Box<OpenError>,
     },
+    /// io_uring.
+    #[error(transparent)]
+    Uring(#[from] UringError),
     /// Ordinary sockets.
     #[error(transparent)]
     Socket(#[from] BindError),
@@ -40,8 +45,10 @@ pub enum BackendError {
 pub enum Backend {
     /// AF_XDP, with ordinary sockets beside it.
     Xdp(Box<Xdp>),
+    /// io_uring over ordinary sockets.
+    Uring(Sockets<UringIo>),
     /// Ordinary sockets.
-    Socket(Sockets),
+    Socket(Sockets<SocketIo>),
 }
 
 impl Backend {
@@ -67,9 +74,9 @@ pub struct Xdp {
 }
 
 /// All sockets of the port.
-pub struct Sockets {
+pub struct Sockets<I> {
     /// By worker.
-    pub ios: Vec<SocketIo>,
+    pub ios: Vec<I>,
     /// What each got.
     pub io: Vec<WorkerIo>,
 }
@@ -107,22 +114,79 @@ pub fn open(
     topology: &Topology,
     notes: &mut Vec<String>,
 ) -> Result<Backend, BackendError> {
-    let sockets = bind(settings, topology, notes)?;
     match (settings.backend, &settings.iface) {
-        (cli::Backend::Socket, _) => {}
-        (_, None) => notes.push("AF_XDP not tried: it needs --iface IF".into()),
-        (wanted, Some(interface)) => match open_xdp(settings, topology, interface, notes) {
-            Ok(opened) => return Ok(Backend::Xdp(Box::new(opened.with_sockets(sockets)))),
-            Err(error) if wanted == cli::Backend::Xdp => {
-                return Err(BackendError::Xdp { explained: explain(&error), source: Box::new(error) });
+        (cli::Backend::Auto | cli::Backend::Xdp, Some(interface)) => {
+            let sockets = bind(settings, topology, false, notes)?;
+            match open_xdp(settings, topology, interface, notes) {
+                Ok(opened) => return Ok(Backend::Xdp(Box::new(opened.with_sockets(sockets)))),
+                Err(error) if settings.backend == cli::Backend::Xdp => {
+                    return Err(BackendError::Xdp { explained: explain(&error), source: Box::new(error) });
+                }
+                Err(error) => notes.push(format!("AF_XDP not taken: {}", explain(&error))),
             }
-            Err(error) => notes.push(format!("AF_XDP not taken, sockets instead: {}", explain(&error))),
-        },
+            let rings = open_rings(settings, topology, notes)?;
+            return Ok(over_sockets(settings, rings, sockets, notes));
+        }
+        (cli::Backend::Auto, None) => notes.push("AF_XDP not tried: it needs --iface IF".into()),
+        _ => {}
     }
+    let rings = open_rings(settings, topology, notes)?;
+    // Sockets of the ring are not read from, so that nobody would poll the NIC as they ask for.
+    let busy_poll = topology.poll == Poll::Busy && rings.is_none();
+    let sockets = bind(settings, topology, busy_poll, notes)?;
+    Ok(over_sockets(settings, rings, sockets, notes))
+}
+
+/// The rings, if io_uring is wanted and can be had.
+fn open_rings(
+    settings: &Settings,
+    topology: &Topology,
+    notes: &mut Vec<String>,
+) -> Result<Option<Rings>, UringError> {
+    if settings.backend == cli::Backend::Socket {
+        return Ok(None);
+    }
+    let opened = uring::open(&UringConfig {
+        workers: workers(topology),
+        connections: settings.max_connections_per_worker,
+        sq_depth: settings.io_uring_sq_depth,
+        sqpoll: settings.sqpoll,
+    });
+    match opened {
+        Ok(rings) => {
+            notes.extend(rings.notes.iter().map(ToString::to_string));
+            Ok(Some(rings))
+        }
+        Err(error) if settings.backend == cli::Backend::Uring => Err(error),
+        Err(error) => {
+            notes.push(format!("io_uring not taken: {error}"));
+            Ok(None)
+        }
+    }
+}
+
+/// The lower rungs: io_uring if there are `rings`, else the sockets by themselves.
+fn over_sockets(
+    settings: &Settings,
+    rings: Option<Rings>,
+    mut sockets: Vec<SocketIo>,
+    notes: &mut Vec<String>,
+) -> Backend {
+    notes.extend(enable_offloads(&mut sockets).iter().map(ToString::to_string));
     let memory = format!("{} MiB receive buffer", settings.socket_recv_buffer >> 20);
-    let io = WorkerIo { backend: "socket", mode: None, memory };
-    let io = vec![io; sockets.len()];
-    Ok(Backend::Socket(Sockets { ios: sockets, io }))
+    let Some(rings) = rings else {
+        let io = vec![WorkerIo { backend: "socket", mode: None, memory }; sockets.len()];
+        return Backend::Socket(Sockets { ios: sockets, io });
+    };
+    let ios = rings.serve(sockets);
+    let buffers = ios.first().map_or(0, UringIo::buffers);
+    let memory = format!("{memory}, ring of {buffers}");
+    let io = vec![WorkerIo { backend: "io_uring", mode: None, memory }; ios.len()];
+    Backend::Uring(Sockets { ios, io })
+}
+
+fn workers(topology: &Topology) -> NonZeroUsize {
+    NonZeroUsize::new(topology.workers.len()).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// `error` in words; where the kernel denied something, with the gate that is closed.
@@ -139,17 +203,25 @@ fn explain(error: &OpenError) -> String {
 fn bind(
     settings: &Settings,
     topology: &Topology,
+    busy_poll: bool,
     notes: &mut Vec<String>,
 ) -> Result<Vec<SocketIo>, BindError> {
-    let on_sockets = settings.iface.is_none() || settings.backend == cli::Backend::Socket;
     let group = SocketGroup::bind(&SocketConfig {
         listen: settings.listen,
-        workers: NonZeroUsize::new(topology.workers.len()).unwrap_or(NonZeroUsize::MIN),
+        workers: workers(topology),
         rcvbuf: settings.socket_recv_buffer,
         sndbuf: settings.socket_send_buffer,
-        busy_poll: (topology.poll == Poll::Busy && on_sockets).then_some(SOCKET_BUSY_POLL),
+        busy_poll: busy_poll.then_some(SOCKET_BUSY_POLL),
     })?;
     notes.extend(group.notes.iter().map(ToString::to_string));
+    if settings.steering == cli::Steering::Auto
+        && let Err(error) = steer::attach(&group.sockets)
+    {
+        notes.push(format!(
+            "sockets not steered by connection ID ({error}), so workers pass on the packets of clients that \
+             move: it takes Linux 4.5, see uname -r; --steering off does without"
+        ));
+    }
     Ok(group.sockets)
 }
 

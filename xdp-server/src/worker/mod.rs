@@ -318,6 +318,7 @@ impl<I: PacketIo> Worker<I> {
         }
         self.io.flush(Instant::now());
         self.publish();
+        self.io.finish();
         Ended { io: self.io, result: self.failure.map_or(Ok(()), Err) }
     }
 
@@ -380,6 +381,8 @@ impl<I: PacketIo> Worker<I> {
         stats.tx_bytes = io.tx_bytes;
         stats.tx_blocked = io.tx_blocked;
         stats.tx_errors = io.tx_errors;
+        stats.tx_trains_refused = io.tx_trains_refused;
+        stats.sq_full = io.sq_full;
         stats.rx_truncated = io.rx_truncated;
         stats.rx_not_ours = io.rx_not_ours;
         stats.rx_too_long = io.rx_too_long;

@@ -1,8 +1,8 @@
 //! Making the sockets: one port, one socket for each worker, and a clear word when that fails.
 //!
 //! The sockets form a `SO_REUSEPORT` group, over which the kernel spreads peers by a hash of their addresses.
-//! Their order in the group is the order of binding, hence that of the workers; a steering program would
-//! select by it.
+//! Their order in the group is the order of binding, hence that of the workers; a steering program
+//! selects by it.
 //!
 //! `SO_REUSEPORT` alone would let a second server of the same user join the group and take a share of our
 //! packets. So the first socket is bound without it, which fails if anybody has the port, and opens the group
@@ -20,6 +20,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::SocketIo;
 use super::addr::{Family, canonical_address};
+use super::rx::RX_BATCH;
 
 /// What to bind.
 #[derive(Clone, Debug)]
@@ -70,6 +71,10 @@ pub enum SocketNote {
     },
     /// The kernel refused to busy-poll.
     BusyPoll(io::Error),
+    /// The kernel has no `UDP_SEGMENT`.
+    Segmentation(io::Error),
+    /// The kernel has no `UDP_GRO`.
+    Coalescing(io::Error),
 }
 
 impl fmt::Display for SocketNote {
@@ -92,6 +97,18 @@ impl fmt::Display for SocketNote {
                 f,
                 "busy polling is off ({error}): it takes CAP_NET_ADMIN and Linux 5.11, so run as root"
             ),
+            Self::Segmentation(error) => {
+                write!(
+                    f,
+                    "packets leave one by one, without GSO ({error}): it takes Linux 4.18, see uname -r"
+                )
+            }
+            Self::Coalescing(error) => {
+                write!(
+                    f,
+                    "packets come in one by one, without GRO ({error}): it takes Linux 5.0, see uname -r"
+                )
+            }
         }
     }
 }
@@ -241,16 +258,18 @@ fn create(
 ) -> Result<Socket, BindError> {
     let call = |call| move |source| BindError::System { listen, call, source };
     let family = Family::of(&listen);
-    let kind = Type::DGRAM.nonblocking();
-    let socket = Socket::new(Domain::for_address(listen), kind, Some(Protocol::UDP)).map_err(|error| {
-        match error.raw_os_error() {
-            Some(libc::EAFNOSUPPORT) if family == Family::V6 => BindError::NoIpv6 { listen },
-            Some(libc::EMFILE | libc::ENFILE) => {
-                BindError::TooManyFiles { sockets: 0, workers: config.workers.get() }
+    // Not with O_NONBLOCK: each call says that it must not block, and io_uring would take the flag to mean
+    // that its operations, too, must end rather than wait for a packet or for room.
+    let socket =
+        Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP)).map_err(|error| {
+            match error.raw_os_error() {
+                Some(libc::EAFNOSUPPORT) if family == Family::V6 => BindError::NoIpv6 { listen },
+                Some(libc::EMFILE | libc::ENFILE) => {
+                    BindError::TooManyFiles { sockets: 0, workers: config.workers.get() }
+                }
+                _ => call("socket")(error),
             }
-            _ => call("socket")(error),
-        }
-    })?;
+        })?;
     let fd = socket.as_fd();
     // Probing sets the "don't fragment" bit and believes no ICMP "too big", which anybody could forge to cut
     // a path off: MAX_TX_PAYLOAD fits every path that QUIC may use, and what does not fit the interface is an
@@ -332,14 +351,20 @@ fn set_buffer(socket: BorrowedFd<'_>, forced: i32, limited: i32, bytes: usize) -
     }
 }
 
+/// Packets that one look at the NIC's queue takes from it: what a worker receives in one turn. The kernel's
+/// default of 8 would make eight looks of that; 64, NAPI's own weight, is the most that drivers are written
+/// for.
+const BUSY_POLL_BUDGET: i32 = RX_BATCH as i32;
+
 fn set_busy_poll(socket: BorrowedFd<'_>, period: Duration) -> io::Result<()> {
     let micros = i32::try_from(period.as_micros()).unwrap_or(i32::MAX);
     set_option(socket, libc::SOL_SOCKET, libc::SO_BUSY_POLL, micros)?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, BUSY_POLL_BUDGET)?;
     set_option(socket, libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, 1)
 }
 
 /// Sets an option that is an int.
-fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+pub(super) fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
     // SAFETY: the value is a live int of the length given; setsockopt only reads it.
     let result = unsafe {
         libc::setsockopt(

@@ -3,9 +3,10 @@
 //!
 //! Theory of operation
 //! -------------------
-//! [`SocketGroup::bind`] makes one socket for each worker, all on one port (`bind`). Each worker owns its
-//! [`SocketIo`]: the socket, a batch of receive slots (`rx`) and a ring of transmit slots (`tx`). Nothing is
-//! shared, and nothing is allocated after binding.
+//! [`SocketGroup::bind`] makes one socket for each worker, all on one port (`bind`); [`steer`] lets the
+//! kernel deliver each packet to the worker that its connection ID names. Each worker owns its [`SocketIo`]:
+//! the socket, a batch of receive slots (`rx`) and a ring of transmit slots (`tx`). Nothing is shared, and
+//! nothing is allocated once packets flow.
 //!
 //! - **In**: one `recvmmsg` fills up to 64 slots; each payload is lent to the worker where it lies. The
 //!   address that the peer wrote to comes with each datagram (`IP_PKTINFO`), since a wildcard socket has
@@ -13,16 +14,40 @@
 //! - **Out**: packets are sealed in the slots of the ring, and one `sendmmsg` takes them all at
 //!   [`flush`](PacketIo::flush) or when the ring is full. The source address of each is set to that of its
 //!   path, so that a host with many addresses answers from the one that was asked.
+//! - **Offloads**, where sockets are the backend and not beside AF_XDP ([`enable_offloads`]): consecutive
+//!   packets to one peer leave as one message (GSO), and what the kernel has merged on arrival is taken as
+//!   one buffer and handed out payload by payload (GRO). Which packets those are is decided in
+//!   [`segment`](super::segment).
 //! - **Back pressure**: a full socket buffer keeps packets in the ring, in order; once the ring is full too,
 //!   `send` says `blocked`. Every other error belongs to one packet: it is counted and that packet dropped,
 //!   as a network may.
 //!
+//! What the offloads save, in CPU time for each packet of 1200 bytes on a 2-core virtual machine (Linux
+//! 6.18), medians of three interleaved runs each. A tick's diffs to one client are a train of a few packets,
+//! an image's are trains of 16:
+//!
+//! | packets in a train | 1 | 2 | 4 | 16 |
+//! |---|---|---|---|---|
+//! | send one by one | 3.1 us | 3.1 us | 3.1 us | 3.1 us |
+//! | send by GSO, cut up by the kernel | | 2.2 us | 1.4 us | 0.79 us |
+//! | send by GSO, cut up by the NIC | 3.1 us | 1.6 us | 0.88 us | 0.27 us |
+//! | receive one by one | 0.81 us | | 0.84 us | 0.81 us |
+//! | receive by GRO | 0.82 us | | 0.24 us | 0.10 us |
+//!
+//! Sending is over veth, with what the other end does included, receiving from a full socket buffer. In a
+//! whole server on loopback, with 60 clients that watch what 200 others paint at 100,000 messages/s, the
+//! kernel's part of a packet went from 3.1 to 2.5 us; where clients only paint, in single packets, there was
+//! no difference beyond the noise.
+//!
 //! Fragments are neither sent (see `bind`) nor seen, as the kernel reassembles those received.
 
-mod addr;
+pub(super) mod addr;
 mod bind;
+pub(super) mod control;
 mod memory;
+mod offload;
 mod rx;
+pub mod steer;
 #[cfg(test)]
 mod tests;
 mod tx;
@@ -36,9 +61,10 @@ use nix::poll::{PollFd, PollFlags};
 use socket2::Socket;
 
 pub use self::bind::{BindError, SocketConfig, SocketGroup, SocketNote};
+pub use self::offload::enable_offloads;
 
 use self::addr::Family;
-use self::rx::{RX_BATCH, Received, RxBatch};
+use self::rx::{Received, RxBatch};
 use self::tx::TxQueue;
 use super::sleep::sleep;
 use super::{IoCounters, Link, PacketIo, Path, Sent};
@@ -61,7 +87,7 @@ impl SocketIo {
         Self {
             socket,
             local,
-            rx: RxBatch::new(family),
+            rx: RxBatch::new(family, false),
             tx: TxQueue::new(family),
             counters: IoCounters::default(),
             kernel_drops: 0,
@@ -79,8 +105,19 @@ impl SocketIo {
         if self.tx.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT }
     }
 
+    /// The socket and what it is bound to, for another backend. What was received or queued is lost.
+    pub(super) fn into_parts(self) -> (Socket, SocketAddr) {
+        (self.socket, self.local)
+    }
+
     fn transmit(&mut self) {
         self.counters.tx_errors += self.tx.transmit(self.socket.as_fd());
+    }
+}
+
+impl AsFd for SocketIo {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
@@ -95,28 +132,32 @@ impl std::fmt::Debug for SocketIo {
 
 impl PacketIo for SocketIo {
     fn receive(&mut self, budget: usize, sink: &mut impl FnMut(&Path, &mut [u8])) -> usize {
-        let mut taken = 0;
         let mut handed_over = 0;
-        while taken < budget {
-            let want = RX_BATCH.min(budget - taken);
-            // An error that is pending on the socket is reported once and is nobody's in particular; like an
-            // empty socket it ends this turn, and the next one reads on.
-            let Ok(got) = self.rx.receive(self.socket.as_fd(), want) else { break };
-            for index in 0..got {
-                match self.rx.get(index, self.local.port()) {
-                    Received::Datagram { peer, local, payload } => {
-                        self.counters.rx_packets += 1;
-                        self.counters.rx_bytes += payload.len() as u64;
-                        handed_over += 1;
-                        sink(&Path { local, peer, link: Link::Kernel }, payload);
-                    }
-                    Received::TooLong => self.counters.rx_too_long += 1,
-                    Received::Nameless => self.counters.rx_not_ours += 1,
+        let mut emptied = false;
+        // Payloads that are refused count against the budget too: a flood of them must not keep the turn from
+        // ending.
+        let mut left = budget;
+        while left > 0 {
+            let Some(received) = self.rx.next(self.local.port()) else {
+                if emptied {
+                    break;
                 }
-            }
-            taken += got;
-            if got < want {
-                break;
+                // An error that is pending on the socket is reported once and is nobody's in particular; like
+                // an empty socket it ends this turn, and the next one reads on.
+                let Ok(empty) = self.rx.receive(self.socket.as_fd(), left) else { break };
+                emptied = empty;
+                continue;
+            };
+            left -= 1;
+            match received {
+                Received::Datagram { peer, local, payload } => {
+                    self.counters.rx_packets += 1;
+                    self.counters.rx_bytes += payload.len() as u64;
+                    handed_over += 1;
+                    sink(&Path { local, peer, link: Link::Kernel }, payload);
+                }
+                Received::TooLong => self.counters.rx_too_long += 1,
+                Received::Nameless => self.counters.rx_not_ours += 1,
             }
         }
         handed_over
@@ -155,6 +196,9 @@ impl PacketIo for SocketIo {
 
     fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> io::Result<()> {
         self.transmit();
+        if !self.rx.is_empty() {
+            return Ok(()); // the rest of a GRO buffer is to be received, of which the socket knows nothing
+        }
         let socket = PollFd::new(self.socket.as_fd(), self.poll_flags());
         sleep(&mut [socket, PollFd::new(wake, PollFlags::POLLIN)], timeout)
     }
@@ -168,14 +212,15 @@ impl PacketIo for SocketIo {
             self.counters.rx_kernel_drops += u64::from(drops.wrapping_sub(self.kernel_drops));
             self.kernel_drops = drops;
         }
+        self.counters.tx_trains_refused = self.tx.trains_refused();
         self.counters
     }
 }
 
 /// Datagrams that the kernel dropped at this socket since it was made, modulo 2^32. `SO_MEMINFO` gives it at
 /// any time; `SO_RXQ_OVFL` would tell only with the next datagram that does arrive, and lengthen each one's
-/// control data. `None` where it is unknown (before Linux 4.12).
-fn kernel_drops(socket: BorrowedFd<'_>) -> Option<u32> {
+/// control data. A buffer that GRO made counts once. `None` where it is unknown (before Linux 4.12).
+pub(super) fn kernel_drops(socket: BorrowedFd<'_>) -> Option<u32> {
     const DROPS: usize = libc::SK_MEMINFO_DROPS as usize;
     let mut info = [0_u32; DROPS + 1];
     let mut length = size_of_val(&info) as libc::socklen_t;

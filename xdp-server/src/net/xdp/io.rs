@@ -252,6 +252,10 @@ impl<K: PacketIo, R: Rings> PacketIo for XdpIo<K, R> {
         Ok(())
     }
 
+    fn finish(&mut self) {
+        self.kernel.finish();
+    }
+
     fn counters(&mut self) -> IoCounters {
         if let Ok(statistics) = self.queue.rings().statistics() {
             self.statistics = statistics;
@@ -266,6 +270,8 @@ impl<K: PacketIo, R: Rings> PacketIo for XdpIo<K, R> {
             tx_bytes,
             tx_blocked,
             tx_errors,
+            tx_trains_refused,
+            sq_full,
             rx_truncated,
             rx_not_ours,
             rx_too_long,
@@ -281,6 +287,8 @@ impl<K: PacketIo, R: Rings> PacketIo for XdpIo<K, R> {
             tx_bytes: own.tx_bytes + tx_bytes,
             tx_blocked: self.tx_blocked + tx_blocked,
             tx_errors: own.tx_errors + self.detour_drops + tx_errors,
+            tx_trains_refused,
+            sq_full,
             rx_truncated: own.rx_truncated + rx_truncated,
             rx_not_ours: own.rx_not_ours + rx_not_ours,
             rx_too_long: own.rx_too_long + rx_too_long,

@@ -1,8 +1,7 @@
 //! Binding: who gets the port, in which order, and what is said when it fails.
 
-use std::mem;
-
 use super::*;
+use crate::net::datagram_tests::sandbox::without_call;
 
 #[test]
 fn a_second_server_is_turned_away() {
@@ -32,30 +31,15 @@ fn an_address_that_is_not_ours_is_named() {
 }
 
 #[test]
-fn a_group_shares_the_port_and_misses_nothing() {
-    let mut group = bind(&config("[::]:0", 4));
+fn a_group_shares_one_port() {
+    let group = bind(&config("[::]:0", 4));
     assert!(group.sockets.iter().all(|socket| socket.local_addr() == group.local));
-    let clients: Vec<UdpSocket> = (0..128).map(|_| client("127.0.0.1:0")).collect();
-    for (number, client) in clients.iter().enumerate() {
-        client.send_to(&[number as u8], (Ipv4Addr::LOCALHOST, group.local.port())).unwrap();
-    }
-    let (start, mut seen) = (Instant::now(), Vec::new());
-    let mut by_worker = [0; 4];
-    while seen.len() < clients.len() && start.elapsed() < PATIENCE {
-        for (socket, count) in group.sockets.iter_mut().zip(&mut by_worker) {
-            *count += socket.receive(usize::MAX, &mut |_, payload| seen.push(payload[0]));
-        }
-    }
-    seen.sort_unstable();
-    assert!(seen.into_iter().eq(0..128));
-    // That the hash leaves one of four out has a chance of 4 * 0.75^128, or 4e-16.
-    assert!(by_worker.iter().all(|&count| count > 0), "{by_worker:?}");
 }
 
 /// Steering programs select a socket by its place in the group, so the place must be the worker's number.
 #[test]
 fn the_order_of_the_group_is_that_of_the_workers() {
-    let mut group = bind(&config("127.0.0.1:0", 4));
+    let mut group = servers::<Plain>(&config("127.0.0.1:0", 4), |_| ());
     let client = client("127.0.0.1:0");
     for worker in [2, 0, 3, 1] {
         // A classic BPF program of one instruction: return the number.
@@ -64,7 +48,7 @@ fn the_order_of_the_group_is_that_of_the_workers() {
         // SAFETY: the option wants a `sock_fprog` that points at `len` instructions, and copies it.
         let result = unsafe {
             libc::setsockopt(
-                group.sockets[0].socket.as_raw_fd(),
+                group[0].io.as_fd().as_raw_fd(),
                 libc::SOL_SOCKET,
                 libc::SO_ATTACH_REUSEPORT_CBPF,
                 (&raw const program).cast(),
@@ -72,8 +56,8 @@ fn the_order_of_the_group_is_that_of_the_workers() {
             )
         };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
-        client.send_to(&[worker as u8], group.local).unwrap();
-        assert_eq!(receive(&mut group.sockets[worker], 1)[0].1, [worker as u8]);
+        client.send_to(&[worker as u8], group[0].local).unwrap();
+        assert_eq!(group[worker].receive(1)[0].1, [worker as u8]);
     }
 }
 
@@ -95,48 +79,18 @@ fn buffers_and_busy_polling_are_as_asked_or_noted() {
     }
 }
 
-/// Lets `socket(AF_INET6)` fail on this thread as it does on a kernel without IPv6, or in a systemd unit with
-/// `RestrictAddressFamilies=AF_INET`.
-fn forbid_ipv6() {
-    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let number = mem::offset_of!(libc::seccomp_data, nr) as u32;
-    // The lower half of the first argument, on a little-endian machine.
-    let family = mem::offset_of!(libc::seccomp_data, args) as u32;
-    let code = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
-    let mut filter = [
-        code(LOAD, 0, number),
-        code(IF_EQUAL, 3, libc::SYS_socket as u32),
-        code(LOAD, 0, family),
-        code(IF_EQUAL, 1, libc::AF_INET6 as u32),
-        code(RETURN, 0, libc::SECCOMP_RET_ERRNO | libc::EAFNOSUPPORT as u32),
-        code(RETURN, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the program points at `len` instructions, which the kernel checks and copies.
-    let result = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
-    };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
-}
-
+/// As on a kernel without IPv6, or in a systemd unit with `RestrictAddressFamilies=AF_INET`.
 #[test]
 fn without_ipv6_the_wildcard_is_ipv4_and_says_so() {
-    let thread = std::thread::spawn(|| {
-        forbid_ipv6();
-        let mut group = bind(&config("[::]:0", 2));
+    without_call(libc::SYS_socket, Some(libc::AF_INET6 as u32), libc::EAFNOSUPPORT, || {
+        let group = bind(&config("[::]:0", 2));
         assert_eq!(group.local.ip(), Ipv4Addr::UNSPECIFIED);
         assert!(group.notes[0].to_string().contains("no IPv6: listening on 0.0.0.0:0"), "{:?}", group.notes);
-        group.sockets.truncate(1);
-        let to = (Ipv4Addr::LOCALHOST, group.local.port()).into();
-        asks_and_is_answered(&mut group.sockets[0], "127.0.0.1:0", to);
+        let mut server = one::<Plain>("[::]:0");
+        let to = server.on_localhost();
+        server.asks_and_is_answered("127.0.0.1:0", to);
 
         let error = SocketGroup::bind(&config("[::1]:4433", 1)).unwrap_err();
         assert!(error.to_string().contains("Use --listen 0.0.0.0:4433"), "{error}");
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
