@@ -2,7 +2,7 @@
 //!
 //! Theory of operation
 //! -------------------
-//! [`cpus`] and [`nic`] read facts, from system calls and sysfs; [`HostFacts`] is all of them at one moment.
+//! [`cpus`], [`nic`] and [`ethtool`] read facts, from system calls and sysfs; [`HostFacts`] is all of them at one moment.
 //! [`topology::plan`] turns settings and facts into a [`topology::Topology`] and touches nothing, so that
 //! hosts with 96 cores are tested on one with two. Only [`cpus::pin`] changes anything, and only the calling
 //! thread.
@@ -10,6 +10,7 @@
 //! Used once, at start, before any worker runs.
 
 pub mod cpus;
+pub mod ethtool;
 pub mod nic;
 pub mod topology;
 
