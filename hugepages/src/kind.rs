@@ -82,6 +82,11 @@ pub enum Pages {
 }
 
 impl Pages {
+    /// Whether `kind` is one of the rungs that a region of `len` bytes would try.
+    pub fn tries(self, kind: PageKind, len: usize) -> bool {
+        self.rungs(len).any(|rung| rung == kind)
+    }
+
     /// The rungs to try for `len` bytes, best first; at least one.
     pub(crate) fn rungs(self, len: usize) -> impl Iterator<Item = PageKind> {
         PageKind::ALL.into_iter().filter(move |&kind| match self {
@@ -138,6 +143,17 @@ impl fmt::Display for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rungs_can_be_asked_about() {
+        assert!(Pages::Auto.tries(PageKind::Huge2M, MIB2) && !Pages::Auto.tries(PageKind::Huge1G, MIB2));
+        assert!(
+            Pages::Auto.tries(PageKind::Huge1G, GIB1 / 2)
+                && !Pages::Auto.tries(PageKind::Huge1G, GIB1 / 2 - 1)
+        );
+        assert!(Pages::AtMost(PageKind::Huge1G).tries(PageKind::Huge1G, 1));
+        assert!(!Pages::AtMost(PageKind::Transparent).tries(PageKind::Huge2M, MIB2));
+    }
 
     fn rungs(pages: Pages, len: usize) -> Vec<PageKind> {
         pages.rungs(len).collect()

@@ -103,8 +103,23 @@ impl HugePages {
                  see the limit {limit} of the process's cgroup, and that `uname -r` says 5.14 or newer"
             );
         }
+        let command = self.command(pages, node);
+        let boot = match kind {
+            // A whole aligned GiB is seldom free once the host has run for a while.
+            PageKind::Huge1G => format!(
+                " (if the kernel finds fewer, boot with hugepagesz=1G hugepages={})",
+                self.total.saturating_add(missing)
+            ),
+            _ => String::new(),
+        };
+        format!("{pages} pages of {kind} wanted{place}, {available} free; type: {command}{boot}")
+    }
+
+    /// The command of [`HugePages::advice`] alone.
+    pub fn command(&self, pages: usize, node: Option<u32>) -> String {
+        let (kind, missing) = (self.kind, self.missing(pages, node));
         // With one node, or none in particular, the pool's own file serves.
-        let command = match self.on(node).filter(|_| self.nodes.len() > 1) {
+        match self.on(node).filter(|_| self.nodes.len() > 1) {
             Some(here) => format!(
                 "echo {} | sudo tee /sys/devices/system/node/node{}/hugepages/{}/nr_hugepages",
                 here.total.saturating_add(missing),
@@ -119,16 +134,7 @@ impl HugePages {
                 self.total.saturating_add(missing),
                 pool_folder(kind)
             ),
-        };
-        let boot = match kind {
-            // A whole aligned GiB is seldom free once the host has run for a while.
-            PageKind::Huge1G => format!(
-                " (if the kernel finds fewer, boot with hugepagesz=1G hugepages={})",
-                self.total.saturating_add(missing)
-            ),
-            _ => String::new(),
-        };
-        format!("{pages} pages of {kind} wanted{place}, {available} free; type: {command}{boot}")
+        }
     }
 
     fn on(&self, node: Option<u32>) -> Option<&NodePages> {
@@ -279,6 +285,7 @@ mod tests {
             "on node 0, 1 free; type: echo 13 | sudo tee \
              /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages"
         ));
+        assert_eq!(small.command(10, None), "sudo sysctl -w vm.nr_hugepages=15");
         assert!(small.advice(7, None).contains("hugetlb.2MB.max"));
         let large = HugePages::read_under(root.path(), PageKind::Huge1G).unwrap();
         assert!(

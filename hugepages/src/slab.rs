@@ -102,20 +102,8 @@ impl<T> Slab<T> {
         if capacity == 0 {
             return Err(Error::Empty { what: what.to_owned() });
         }
-        let stride = size_of::<Slot<T>>();
-        let full = stride.saturating_mul(capacity as usize);
-        let page = match pages {
-            Pages::AtMost(PageKind::Huge1G) | Pages::Exactly(PageKind::Huge1G) => PageKind::Huge1G.size(),
-            _ => MIB2,
-        };
-        let share = (full / CHUNKS).max(stride.saturating_mul(MIN_SLOTS));
-        let share = share
-            .checked_next_multiple_of(page)
-            .ok_or(Error::TooLong { what: what.to_owned(), len: full })?;
-        // A slab smaller than a chunk takes what it needs; two slots because `Split` cannot divide by one.
-        let chunk_len = share.min(full).max(2 * stride);
-        // Far below 2^32: a chunk has no more than the slab's 128th part, and one page of at most 1 GiB.
-        let split = Split::new((chunk_len / stride) as u32);
+        let (split, chunk_len) =
+            Self::chunking(capacity, pages).map_err(|len| Error::TooLong { what: what.to_owned(), len })?;
         let chunks = capacity.div_ceil(split.slots) as usize;
         let mut slab = Self {
             bases: vec![None; chunks].into(),
@@ -133,6 +121,30 @@ impl<T> Slab<T> {
         };
         slab.map_chunk(0)?;
         Ok(slab)
+    }
+
+    /// How a full slab for `capacity` values is cut: the number of its chunks, and the bytes to ask for in
+    /// each. For those who plan memory before there is a slab.
+    pub fn chunks(capacity: u32, pages: Pages) -> (usize, usize) {
+        // A slab that is too long to be has no chunks.
+        Self::chunking(capacity, pages)
+            .map_or((0, 0), |(split, chunk_len)| (capacity.div_ceil(split.slots) as usize, chunk_len))
+    }
+
+    /// The slots of a chunk and its bytes. The error is the bytes of a slab that is too long.
+    fn chunking(capacity: u32, pages: Pages) -> Result<(Split, usize), usize> {
+        let stride = size_of::<Slot<T>>();
+        let full = stride.saturating_mul(capacity as usize);
+        let page = match pages {
+            Pages::AtMost(PageKind::Huge1G) | Pages::Exactly(PageKind::Huge1G) => PageKind::Huge1G.size(),
+            _ => MIB2,
+        };
+        let share = (full / CHUNKS).max(stride.saturating_mul(MIN_SLOTS));
+        let share = share.checked_next_multiple_of(page).ok_or(full)?;
+        // A slab smaller than a chunk takes what it needs; two slots because `Split` cannot divide by one.
+        let chunk_len = share.min(full).max(2 * stride);
+        // Far below 2^32: a chunk has no more than the slab's 128th part, and one page of at most 1 GiB.
+        Ok((Split::new((chunk_len / stride) as u32), chunk_len))
     }
 
     /// Stores `value` and returns its index.

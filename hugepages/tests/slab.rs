@@ -342,3 +342,17 @@ fn the_advice_counts_the_pages_of_a_full_slab() {
     }
     panic!("the pool of huge pages never rests; stop whatever else uses it");
 }
+
+#[test]
+fn a_full_slabs_memory_is_known_before_there_is_one() {
+    for (capacity, pages) in [
+        (1, Pages::Exactly(PageKind::Plain)),
+        (100, Pages::Exactly(PageKind::Plain)),
+        (60_000, Pages::AtMost(PageKind::Transparent)),
+    ] {
+        let (chunks, len) = Slab::<[u64; 50]>::chunks(capacity, pages);
+        let slab = Slab::<[u64; 50]>::new("planned", capacity, pages, None).unwrap();
+        assert_eq!(chunks * len, slab.report().asked, "{capacity} on {pages:?}");
+    }
+    assert_eq!(Slab::<[u64; 50]>::chunks(0, Pages::Auto).0, 0);
+}

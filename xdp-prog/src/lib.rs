@@ -24,6 +24,7 @@ mod addresses;
 mod attach;
 mod counters;
 mod error;
+mod inspect;
 mod messages;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ pub use crate::addresses::interface_addresses;
 pub use crate::attach::Mode;
 pub use crate::counters::Counters;
 pub use crate::error::Error;
+pub use crate::inspect::{Attached, Inspection, inspect};
 
 /// What the program is loaded with.
 #[derive(Debug, Clone)]

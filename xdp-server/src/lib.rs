@@ -11,9 +11,11 @@
 //! | [`master`] | the canvas's one writer |
 //! | [`host`] | cores, queues and NUMA nodes, and where the threads go |
 //! | [`cli`], [`state`], [`report`] | what was asked for, what is kept, what is said |
+//! | [`doctor`] | is the host ready for what was asked for, and what would make it so? |
 //! | [`server`] | all of it, from start to end |
 
 pub mod cli;
+pub mod doctor;
 pub mod host;
 pub mod link;
 pub mod master;

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use xdp_server::cli::Command;
+
 /// One allocator for Rust and, being unprefixed, for C: BoringSSL's state of each connection comes from here
 /// too.
 #[global_allocator]
@@ -18,7 +20,8 @@ pub static MALLOC_CONF: &std::ffi::CStr =
 
 fn main() -> ExitCode {
     let settings = match xdp_server::cli::parse() {
-        Ok(settings) => settings,
+        Ok(Command::Serve(settings)) => settings,
+        Ok(Command::Doctor(settings)) => return xdp_server::doctor::run(&settings),
         Err(error) => return error.report(),
     };
     match xdp_server::server::run(&settings) {

@@ -450,7 +450,8 @@ fn pin(cpu: usize) {
     let _ = cpus::pin(cpu);
 }
 
-fn pages(settings: &Settings) -> Pages {
+/// The pages that the connections and the canvas are asked for on.
+pub(crate) fn pages(settings: &Settings) -> Pages {
     use crate::cli::HugePages;
     match settings.huge_pages {
         HugePages::Auto => Pages::Auto,

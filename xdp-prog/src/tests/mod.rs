@@ -7,6 +7,7 @@ mod addresses;
 mod attach;
 mod classify;
 mod frames;
+mod inspect;
 mod traffic;
 mod xsk;
 

@@ -6,8 +6,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
+use clap::{Parser, ValueEnum};
 
 use super::settings::{Backend, CertificateFiles, HugePages, PollMode, Settings, Steering, XdpMode};
 use super::values::{CpuList, cpu_list, interface, listen_address, socket_buffer, token};
@@ -39,11 +39,27 @@ Examples:
       xdp-server --listen 127.0.0.1:4433 -w 1 --width 256 --height 256
   Ten seconds, and a summary for scripts:
       xdp-server --duration 10 --json --quiet | tail -n 1
+  Is this host ready for that? What to type where it is not:
+      sudo xdp-server doctor --iface eth0 --queues 47
 
 Exit status:
   0  ended as told: by signal, or by --duration
   1  could not start, or failed while running
-  2  a wrong setting";
+  2  a wrong setting
+Exit status of doctor:
+  0  all is well
+  1  warnings: the server runs, more slowly than it could
+  2  the server cannot run with these settings, or a setting is wrong";
+
+/// The one word that is no option. It is a word, and not a subcommand of clap, so that options may stand on either side
+/// of it, and come from environment and file alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Verb {
+    /// Run the server; this is also what is done without a command.
+    Serve,
+    /// Check the host for these settings: a table of what is well, what is not, and what to type.
+    Doctor,
+}
 
 /// Parsed flags. Doc comments are the help text.
 #[derive(Parser, Debug)]
@@ -57,6 +73,10 @@ Exit status:
     max_term_width = 100
 )]
 pub(super) struct Args {
+    /// What to do with the settings
+    #[arg(value_name = "COMMAND", value_enum, default_value_t = Verb::Serve, hide_default_value = true)]
+    pub(super) command: Verb,
+
     /// Network interface to serve on with AF_XDP. Without it packets come through UDP sockets
     #[arg(long, value_name = "IF", value_parser = interface, help_heading = "Network")]
     iface: Option<String>,

@@ -5,7 +5,7 @@
 //! `args` declares every option once, for clap. `layers` turns the TOML file and the environment into flags
 //! that are put before the real ones, so that clap alone decides what is valid, and precedence (flag,
 //! environment, file, default) is nothing but order. `values` holds the parsers of richer values. The result
-//! is [`Settings`], a plain struct: nothing outside this module sees a type of clap, and nothing here looks
+//! is a [`Command`] with [`Settings`], a plain struct: nothing outside this module sees a type of clap, and nothing here looks
 //! at the host, but for the named file.
 //!
 //! Called once, by `main`, before any thread is started.
@@ -22,6 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use args::Verb;
 use clap::{CommandFactory, FromArgMatches};
 
 pub use settings::{Backend, CertificateFiles, HugePages, PollMode, Settings, Steering, XdpMode};
@@ -37,7 +38,16 @@ pub const MAX_WORKERS: u16 = 256;
 /// the setting, so smaller saves memory; a client beyond it is told SERVER_FULL.
 pub const MAX_CONNECTIONS_PER_WORKER: u32 = 65_536;
 
-/// Why there are no [`Settings`].
+/// What the program is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Run the server.
+    Serve(Settings),
+    /// Check whether the host is ready for these settings.
+    Doctor(Settings),
+}
+
+/// Why there is no [`Command`].
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// clap has the last word: a wrong flag, or `--help` and `--version`, which are no failures.
@@ -132,11 +142,12 @@ impl From<clap::Error> for CliError {
     }
 }
 
-/// The settings of this process: from its arguments, its environment, and the file that they name.
+/// What this process is to do, and with which settings: from its arguments, its environment, and the file that they
+/// name.
 ///
 /// # Errors
 /// [`CliError`], which also stands for `--help` and `--version`; give it to [`CliError::report`].
-pub fn parse() -> Result<Settings, CliError> {
+pub fn parse() -> Result<Command, CliError> {
     let args: Vec<OsString> = std::env::args_os().collect();
     parse_from(&args, &|variable| std::env::var_os(variable), &|path| std::fs::read_to_string(path))
 }
@@ -150,7 +161,7 @@ pub fn parse_from(
     args: &[OsString],
     env: &dyn Fn(&str) -> Option<OsString>,
     read: &dyn Fn(&Path) -> io::Result<String>,
-) -> Result<Settings, CliError> {
+) -> Result<Command, CliError> {
     let command = args::Args::command();
     let from_flags = args::Args::from_arg_matches(&command.clone().try_get_matches_from(args)?)?;
     let from_env = layers::from_env(&command, env)?;
@@ -169,13 +180,21 @@ pub fn parse_from(
 
     let program = args.first().cloned().unwrap_or_else(|| "xdp-server".into());
     let all = std::iter::once(program).chain(from_file).chain(from_env).chain(args.iter().skip(1).cloned());
-    args::Args::from_arg_matches(&command.try_get_matches_from(all)?)?.try_into()
+    let args = args::Args::from_arg_matches(&command.try_get_matches_from(all)?)?;
+    match args.command {
+        Verb::Serve => args.try_into().map(Command::Serve),
+        Verb::Doctor => args.try_into().map(Command::Doctor),
+    }
 }
 
 impl Default for Settings {
     /// What `xdp-server` without flags, environment and file does.
     fn default() -> Self {
         let nothing = |_: &Path| Err(io::ErrorKind::NotFound.into());
-        parse_from(&["xdp-server".into()], &|_| None, &nothing).expect("the defaults are valid settings")
+        match parse_from(&["xdp-server".into()], &|_| None, &nothing)
+            .expect("the defaults are valid settings")
+        {
+            Command::Serve(settings) | Command::Doctor(settings) => settings,
+        }
     }
 }

@@ -5,6 +5,13 @@ use super::*;
 
 /// Parses with the given flags, environment and content of the file `s.toml`.
 fn settings(flags: &[&str], env: &[(&str, &str)], file: Option<&str>) -> Result<Settings, CliError> {
+    match command(flags, env, file)? {
+        Command::Serve(settings) => Ok(settings),
+        Command::Doctor(_) => panic!("no command stands for serve"),
+    }
+}
+
+fn command(flags: &[&str], env: &[(&str, &str)], file: Option<&str>) -> Result<Command, CliError> {
     let env: HashMap<&str, &str> = env.iter().copied().collect();
     let args: Vec<OsString> =
         std::iter::once("xdp-server").chain(flags.iter().copied()).map(Into::into).collect();
@@ -296,14 +303,36 @@ fn xdp_by_name_needs_an_interface() {
 }
 
 #[test]
+fn the_doctor_takes_every_setting_from_every_layer() {
+    let env = [("XDP_SERVER_QUEUES", "3"), ("XDP_SERVER_CONFIG", "s.toml")];
+    let expected = Settings { iface: Some("eth0".into()), workers: Some(3), width: 7, ..Settings::default() };
+    for flags in [&["doctor", "--iface", "eth0"][..], &["--iface", "eth0", "doctor"]] {
+        let doctor = command(flags, &env, Some("width = 7")).unwrap();
+        assert_eq!(doctor, Command::Doctor(expected.clone()), "{flags:?}");
+    }
+    assert_eq!(command(&["serve"], &[], None).unwrap(), Command::Serve(Settings::default()));
+    let text = message(settings(&["docter"], &[], None));
+    assert!(text.contains("possible values: serve, doctor") || text.contains("'doctor'"), "{text}");
+    // It is a word of the command line only.
+    assert!(message(from_file("command = \"doctor\"")).contains("unknown key `command`"));
+}
+
+#[test]
 fn help_and_version_are_no_failures_and_help_is_complete() {
     for flag in ["--help", "-h", "--version"] {
         assert_eq!(settings(&[flag], &[], None).unwrap_err().exit_status(), 0, "{flag}");
     }
     let help = settings(&["--help"], &[], None).unwrap_err().to_string();
-    for text in
-        ["Network:", "Canvas:", "Host:", "[default: 65536]", "--workers]", "Exit status:", "Examples:"]
-    {
+    for text in [
+        "Network:",
+        "Canvas:",
+        "Host:",
+        "[default: 65536]",
+        "--workers]",
+        "Exit status:",
+        "Examples:",
+        "doctor",
+    ] {
         assert!(help.contains(text), "{text} is missing in\n{help}");
     }
     let widest = help.lines().map(|line| line.chars().count()).max();

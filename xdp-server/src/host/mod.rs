@@ -2,7 +2,7 @@
 //!
 //! Theory of operation
 //! -------------------
-//! [`cpus`] and [`nic`] read facts, from system calls and sysfs; [`HostFacts`] is all of them at one moment.
+//! [`cpus`], [`nic`] and [`ethtool`] read facts, from system calls and sysfs; [`HostFacts`] is all of them at one moment.
 //! [`topology::plan`] turns settings and facts into a [`topology::Topology`] and touches nothing, so that
 //! hosts with 96 cores are tested on one with two. [`diagnose`] says which gate is closed when the kernel
 //! denies something. Only [`cpus::pin`] changes anything, for the calling thread, and [`privileges`], for the
@@ -12,6 +12,7 @@
 
 pub mod cpus;
 pub mod diagnose;
+pub mod ethtool;
 pub mod nic;
 pub mod privileges;
 pub mod topology;

@@ -52,6 +52,11 @@ impl<T> ConnectionTable<T> {
         })
     }
 
+    /// The memory of a full table of `capacity` slots: regions, and bytes in each.
+    pub fn memory_needed(capacity: u32, pages: Pages) -> (usize, usize) {
+        Slab::<T>::chunks(capacity, pages)
+    }
+
     /// What memory the table got.
     pub fn report(&self) -> hugepages::Report {
         self.slots.report()

@@ -6,14 +6,15 @@ use time::OffsetDateTime;
 
 /// Terminal attributes that are used here (ECMA-48, SGR).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ink {
+pub(crate) enum Ink {
     Bold = 1,
     Red = 31,
+    Green = 32,
     Yellow = 33,
 }
 
 /// `text` in that ink, if `colour` is wanted.
-pub(super) fn paint(colour: bool, ink: Ink, text: &str) -> String {
+pub(crate) fn paint(colour: bool, ink: Ink, text: &str) -> String {
     match colour {
         true => format!("\x1b[{}m{text}\x1b[0m", ink as u8),
         false => text.to_owned(),
@@ -42,7 +43,7 @@ pub(super) fn short(count: u64) -> String {
 }
 
 /// A count in full, in groups of three digits.
-pub(super) fn grouped(count: u64) -> String {
+pub(crate) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (i, digit) in digits.chars().enumerate() {
@@ -66,7 +67,7 @@ pub(super) fn rfc3339(at: OffsetDateTime) -> String {
 }
 
 /// `2025-01-31 12:34 UTC`.
-pub(super) fn minute(at: OffsetDateTime) -> String {
+pub(crate) fn minute(at: OffsetDateTime) -> String {
     let at = at.to_offset(time::UtcOffset::UTC);
     format!("{} {:02}:{:02} UTC", date(at), at.hour(), at.minute())
 }

@@ -32,7 +32,8 @@ use time::OffsetDateTime;
 
 use crate::cli::Settings;
 use crate::stats::{MasterStats, WorkerStats};
-use format::{Ink, paint, rfc3339};
+use format::rfc3339;
+pub(crate) use format::{Ink, grouped, minute, paint};
 use live::{Interval, Snapshot};
 pub use start::{Start, WorkerIo};
 use summary::Summary;
@@ -163,7 +164,7 @@ impl Reporter {
 }
 
 /// Whether a terminal should be shown colours: <https://no-color.org>, and terminals that have none.
-fn colours_wanted(env: &dyn Fn(&str) -> Option<String>) -> bool {
+pub(crate) fn colours_wanted(env: &dyn Fn(&str) -> Option<String>) -> bool {
     env("NO_COLOR").is_none_or(|value| value.is_empty()) && env("TERM").is_some_and(|term| term != "dumb")
 }
 

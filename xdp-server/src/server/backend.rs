@@ -56,7 +56,7 @@ impl Backend {
     pub fn works_without_bpf(&self) -> bool {
         match self {
             Self::Xdp(xdp) => xdp.steering.program.counters().is_ok(),
-            Self::Socket(_) => true,
+            Self::Uring(_) | Self::Socket(_) => true,
         }
     }
 }

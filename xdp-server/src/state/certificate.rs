@@ -140,9 +140,30 @@ impl Identity {
         now: OffsetDateTime,
     ) -> Result<Identity, CertificateError> {
         match given {
-            Some(files) => load_given(files, now),
+            Some(files) => Identity::given(files, now),
             None => self_signed(state, addresses, now),
         }
+    }
+
+    /// The certificate in `files`, checked.
+    ///
+    /// # Errors
+    /// [`CertificateError`]. An expired one is no error, but a note.
+    pub fn given(files: &CertificateFiles, now: OffsetDateTime) -> Result<Identity, CertificateError> {
+        let loaded = load(files)?;
+        let mut notes = Vec::new();
+        if now > loaded.not_after {
+            notes.push(format!(
+                "the certificate {} has expired: clients will refuse it",
+                files.cert.display()
+            ));
+        } else if now < loaded.not_before {
+            notes.push(format!("the certificate {} is not valid yet: check the clock", files.cert.display()));
+        }
+        if fs::metadata(&files.key).is_ok_and(|metadata| metadata.mode() & 0o007 != 0) {
+            notes.push(format!("every user can read the private key: `chmod o= {}`", files.key.display()));
+        }
+        Ok(identity(files, &loaded, false, notes))
     }
 }
 
@@ -154,18 +175,9 @@ struct Loaded {
     addresses: Vec<IpAddr>,
 }
 
-fn load_given(files: &CertificateFiles, now: OffsetDateTime) -> Result<Identity, CertificateError> {
-    let loaded = load(files)?;
-    let mut notes = Vec::new();
-    if now > loaded.not_after {
-        notes.push(format!("the certificate {} has expired: clients will refuse it", files.cert.display()));
-    } else if now < loaded.not_before {
-        notes.push(format!("the certificate {} is not valid yet: check the clock", files.cert.display()));
-    }
-    if fs::metadata(&files.key).is_ok_and(|metadata| metadata.mode() & 0o007 != 0) {
-        notes.push(format!("every user can read the private key: `chmod o= {}`", files.key.display()));
-    }
-    Ok(identity(files, &loaded, false, notes))
+/// Checks that the key of a self-signed certificate, if one is kept, is private.
+pub(super) fn check_secret(state: &StateDir) -> Result<(), StateError> {
+    files::read_secret(&state.path().join(KEY), LONGEST_KEY).map(drop)
 }
 
 fn self_signed(

@@ -120,25 +120,52 @@ impl StateDir {
     /// # Errors
     /// [`StateError`]: it cannot be made, is no directory, or is writable by others.
     pub fn open(chosen: Option<&Path>) -> Result<StateDir, StateError> {
-        let is_root = nix::unistd::geteuid().is_root();
-        let path = match chosen {
-            Some(path) => path.to_owned(),
-            None => {
-                usual_place(&|variable| std::env::var_os(variable), is_root).ok_or(StateError::NoPlace)?
-            }
-        };
+        let path = Self::place(chosen)?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|error| {
             match error.kind() {
                 io::ErrorKind::AlreadyExists => StateError::NotADirectory(path.clone()),
                 _ => files::failed("make the state directory", &path)(error),
             }
         })?;
+        Self::existing(path)
+    }
+
+    /// The directory `chosen`, or the usual one; it may or may not exist.
+    ///
+    /// # Errors
+    /// [`StateError::NoPlace`].
+    pub fn place(chosen: Option<&Path>) -> Result<PathBuf, StateError> {
+        let is_root = nix::unistd::geteuid().is_root();
+        match chosen {
+            Some(path) => Ok(path.to_owned()),
+            None => usual_place(&|variable| std::env::var_os(variable), is_root).ok_or(StateError::NoPlace),
+        }
+    }
+
+    /// The directory at `path`, which is there, as it is.
+    ///
+    /// # Errors
+    /// [`StateError`]: it cannot be inspected, is no directory, or is writable by others.
+    pub fn existing(path: PathBuf) -> Result<StateDir, StateError> {
         let metadata = fs::metadata(&path).map_err(files::failed("inspect the state directory", &path))?;
+        if !metadata.is_dir() {
+            return Err(StateError::NotADirectory(path));
+        }
         // Readable is well: systemd makes state directories 0755, and the files guard themselves.
         if metadata.mode() & 0o022 != 0 {
             return Err(StateError::WritableByOthers(path));
         }
         Ok(StateDir { path })
+    }
+
+    /// Checks the secrets that are kept already, and makes none.
+    ///
+    /// # Errors
+    /// [`StateError`]: one cannot be read, is readable by others, or has the wrong length.
+    pub fn check_secrets(&self) -> Result<(), StateError> {
+        self.kept::<16>(CONNECTION_ID_KEY)?;
+        self.kept::<32>(RESET_KEY)?;
+        certificate::check_secret(self)
     }
 
     /// Where it is.
@@ -155,10 +182,10 @@ impl StateDir {
     }
 
     fn key<const N: usize>(&self, name: &str) -> Result<[u8; N], StateError> {
-        let path = self.path.join(name);
-        if let Some(key) = files::read_secret(&path, N)? {
-            return exactly(key, path);
+        if let Some(key) = self.kept(name)? {
+            return Ok(key);
         }
+        let path = self.path.join(name);
         let mut key = [0; N];
         getrandom::fill(&mut key).map_err(StateError::NoRandomness)?;
         if files::create(&path, &key)? {
@@ -166,6 +193,12 @@ impl StateDir {
         }
         // Another server made one in between: both use that.
         exactly(files::read_secret(&path, N)?.unwrap_or_default(), path)
+    }
+
+    /// The key that is kept already, if there is one.
+    fn kept<const N: usize>(&self, name: &str) -> Result<Option<[u8; N]>, StateError> {
+        let path = self.path.join(name);
+        files::read_secret(&path, N)?.map(|key| exactly(key, path)).transpose()
     }
 }
 
@@ -270,7 +303,9 @@ mod tests {
             assert!(text.contains("chmod 600") && text.contains("reset.key"), "{text}");
             assert!(text.contains(&format!("{mode:04o}")), "{text}");
         }
+        assert!(state.check_secrets().is_err());
         chmod(&path, 0o400);
+        state.check_secrets().unwrap();
         state.keys().unwrap();
     }
 
@@ -287,6 +322,16 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_check_makes_nothing() {
+        let (_parent, state) = fresh();
+        state.check_secrets().unwrap();
+        assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
+        fs::write(state.path().join(CONNECTION_ID_KEY), [1; 17]).unwrap();
+        chmod(&state.path().join(CONNECTION_ID_KEY), 0o600);
+        assert!(matches!(state.check_secrets(), Err(StateError::WrongLength { got: 17, .. })));
     }
 
     #[test]

@@ -183,6 +183,11 @@ struct Core {
     blocked: bool,
 }
 
+/// The memory of one worker's connection table when `max_connections` are in it: regions, and bytes in each.
+pub fn connection_memory(max_connections: u32, pages: hugepages::Pages) -> (usize, usize) {
+    ConnectionTable::<Conn>::memory_needed(max_connections + REFUSAL_SLOTS, pages)
+}
+
 /// How far a drain has got.
 #[derive(Clone, Copy)]
 struct Drain {

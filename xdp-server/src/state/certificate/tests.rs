@@ -38,7 +38,7 @@ fn given(dir: &Path, name: &str) -> CertificateFiles {
 }
 
 fn load_text(files: &CertificateFiles) -> String {
-    load_given(files, new_year()).unwrap_err().to_string()
+    Identity::given(files, new_year()).unwrap_err().to_string()
 }
 
 #[test]
@@ -160,14 +160,14 @@ fn a_given_pair_is_used_where_it_lies() {
 fn a_chain_is_known_by_its_leaf_and_text_before_it_is_skipped() {
     let parent = tempfile::tempdir().unwrap();
     let (leaf, issuer) = (given(parent.path(), "leaf"), given(parent.path(), "issuer"));
-    let alone = load_given(&leaf, new_year()).unwrap();
+    let alone = Identity::given(&leaf, new_year()).unwrap();
     let chain = format!(
         "Bag Attributes\n  name: x\n{}{}",
         fs::read_to_string(&leaf.cert).unwrap(),
         fs::read_to_string(&issuer.cert).unwrap()
     );
     fs::write(&leaf.cert, chain).unwrap();
-    assert_eq!(load_given(&leaf, new_year()).unwrap(), alone);
+    assert_eq!(Identity::given(&leaf, new_year()).unwrap(), alone);
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn every_way_to_be_no_certificate_has_its_message() {
         assert!(text.starts_with("bad certificate: ") && text.contains(expected), "{content}: {text}");
     }
     fs::write(&files.key, &key).unwrap();
-    load_given(&files, new_year()).unwrap();
+    Identity::given(&files, new_year()).unwrap();
 
     let missing = |cert: &str, key: &str| load_text(&CertificateFiles { cert: cert.into(), key: key.into() });
     assert!(missing("/none/cert", "/none/key").contains("cannot read /none/cert: No such file"));
