@@ -15,7 +15,7 @@ usage: scripts/run.sh [OPTIONS] [-- SERVER-OPTIONS]
   --clients N         connections                                        [default: 1000]
   --duration S        seconds of painting                                [default: 10]
   --queues N          queues of the interface, and workers               [default: 2]
-  --backend NAME      xdp or socket                                      [default: xdp]
+  --backend NAME      xdp, io_uring or socket                            [default: xdp]
   --xdp-mode MODE     copy (native XDP), generic, zerocopy or auto       [default: copy; auto with --iface]
   --poll POLL         auto, busy or adaptive                             [default: auto]
   --iface IF          serve on this NIC, until Ctrl-C, and say what to type on the clients' machines
@@ -61,7 +61,8 @@ done
 for option in clients duration queues; do
     [[ ${!option} =~ ^[1-9][0-9]*$ ]] || usage_error "--$option ${!option}: a number from 1 on"
 done
-[[ $backend == xdp || $backend == socket ]] || usage_error "--backend $backend: xdp or socket"
+[[ $backend == xdp || $backend == io_uring || $backend == socket ]] ||
+    usage_error "--backend $backend: xdp, io_uring or socket"
 port=${listen##*:}
 [[ $listen == *:* && $port =~ ^[1-9][0-9]*$ ]] || usage_error "--listen $listen: ADDR:PORT, such as [::]:4433"
 

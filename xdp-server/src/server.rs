@@ -143,8 +143,8 @@ pub fn run(settings: &Settings) -> Result<(), ServerError> {
             result
         }
         Backend::Uring(uring) => {
-            let running = server.start(uring.ios, uring.io, &addresses, &mut notes)?;
-            running.supervise(&signals, || None).map(drop)
+            let running = server.start(uring.ios, uring.io, &addresses, dump, &mut notes)?;
+            running.supervise(&signals, || None).1
         }
         Backend::Socket(socket) => {
             let running = server.start(socket.ios, socket.io, &addresses, dump, &mut notes)?;

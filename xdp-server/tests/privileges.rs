@@ -166,12 +166,12 @@ fn five_capabilities_are_enough_for_af_xdp_without_root_and_are_given_up() {
 }
 
 #[test]
-fn an_ordinary_user_is_told_why_not_af_xdp_and_served_by_sockets() {
+fn an_ordinary_user_is_told_why_not_af_xdp_and_served_by_io_uring() {
     Lab::run(|lab| {
         let place = Place::new(NOBODY);
         let mut server = Server::start(place.command(AS_NOBODY, "--iface serv0"));
         server.expect_powerless(NOBODY);
-        assert_eq!(server.start["backend"], "socket");
+        assert_eq!(server.start["backend"], "io_uring");
         let missing = "CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON, CAP_IPC_LOCK are missing";
         let command = "cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_ipc_lock=ep";
         for words in ["AF_XDP not taken", missing, command] {

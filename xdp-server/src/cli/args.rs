@@ -51,8 +51,8 @@ Exit status of doctor:
   1  warnings: the server runs, more slowly than it could
   2  the server cannot run with these settings, or a setting is wrong";
 
-/// The one word that is no option. It is a word, and not a subcommand of clap, so that options may stand on either side
-/// of it, and come from environment and file alike.
+/// The one word that is no option. It is a word, and not a subcommand of clap, so that options may stand on
+/// either side of it, and come from environment and file alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Verb {
     /// Run the server; this is also what is done without a command.

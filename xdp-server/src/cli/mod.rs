@@ -1,12 +1,10 @@
 //! The command line: from flags, environment and file to [`Settings`].
 //!
-//! Theory of operation
-//! -------------------
-//! `args` declares every option once, for clap. `layers` turns the TOML file and the environment into flags
-//! that are put before the real ones, so that clap alone decides what is valid, and precedence (flag,
-//! environment, file, default) is nothing but order. `values` holds the parsers of richer values. The result
-//! is a [`Command`] with [`Settings`], a plain struct: nothing outside this module sees a type of clap, and nothing here looks
-//! at the host, but for the named file.
+//! Theory of operation ------------------- `args` declares every option once, for clap. `layers` turns the
+//! TOML file and the environment into flags that are put before the real ones, so that clap alone decides
+//! what is valid, and precedence (flag, environment, file, default) is nothing but order. `values` holds the
+//! parsers of richer values. The result is a [`Command`] with [`Settings`], a plain struct: nothing outside
+//! this module sees a type of clap, and nothing here looks at the host, but for the named file.
 //!
 //! Called once, by `main`, before any thread is started.
 
@@ -142,8 +140,8 @@ impl From<clap::Error> for CliError {
     }
 }
 
-/// What this process is to do, and with which settings: from its arguments, its environment, and the file that they
-/// name.
+/// What this process is to do, and with which settings: from its arguments, its environment, and the file
+/// that they name.
 ///
 /// # Errors
 /// [`CliError`], which also stands for `--help` and `--version`; give it to [`CliError::report`].

@@ -1,7 +1,7 @@
 //! Connection tracking on the port: whether the kernel remembers each client, and has room for it.
 //!
-//! Where a firewall tracks connections, each client takes an entry, each packet a look-up; and when the table is
-//! full new clients are dropped without a word. A rule that leaves the port out (NOTRACK) ends all of it.
+//! Where a firewall tracks connections, each client takes an entry, each packet a look-up; and when the table
+//! is full new clients are dropped without a word. A rule that leaves the port out (NOTRACK) ends all of it.
 //! Packets of AF_XDP pass by.
 
 use std::process::Command;
@@ -15,8 +15,8 @@ use crate::report::grouped;
 
 const FOLDER: &str = "proc/sys/net/netfilter";
 
-/// Room that is advised, in entries: what `scripts/tune_server.sh` sets, four times the reference deployment's
-/// connections. An entry takes some 300 bytes once it is used.
+/// Room that is advised, in entries: what `scripts/tune_server.sh` sets, four times the reference
+/// deployment's connections. An entry takes some 300 bytes once it is used.
 const ADVISED_ROOM: u64 = 2_097_152;
 
 /// What was found.

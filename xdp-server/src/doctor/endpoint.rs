@@ -1,5 +1,5 @@
-//! What the server serves with: the port, the state directory, the certificate. Nothing is made or changed, and
-//! the port is free again at once.
+//! What the server serves with: the port, the state directory, the certificate. Nothing is made or changed,
+//! and the port is free again at once.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;

@@ -11,8 +11,9 @@ use crate::host::nic::Nic;
 use crate::host::topology::Poll;
 
 /// Empty polls after which the kernel takes interrupts up again, and nanoseconds until it looks at the NIC by
-/// itself meanwhile: values of the kernel's text on busy polling (Documentation/networking/napi.rst) that outlast
-/// any turn of a worker. Smaller ones bring interrupts back under load; larger ones delay packets after a stall.
+/// itself meanwhile: values of the kernel's text on busy polling (Documentation/networking/napi.rst) that
+/// outlast any turn of a worker. Smaller ones bring interrupts back under load; larger ones delay packets
+/// after a stall.
 const DEFER_HARD_IRQS: u32 = 100;
 const GRO_FLUSH_TIMEOUT_NS: u32 = 200_000;
 

@@ -1,7 +1,7 @@
 //! The kernel: its version, AF_XDP sockets, io_uring.
 //!
-//! Versions tell what a kernel could have; whether this process gets it is found by trying, since a kernel may
-//! be built without, and a sandbox may refuse.
+//! Versions tell what a kernel could have; whether this process gets it is found by trying, since a kernel
+//! may be built without, and a sandbox may refuse.
 
 use std::io;
 

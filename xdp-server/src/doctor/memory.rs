@@ -1,8 +1,8 @@
 //! Memory: huge pages needed by this topology against those there, and transparent ones.
 //!
-//! Three things are asked for on huge pages: each AF_XDP queue's packet memory, each worker's connections, and
-//! the canvas. The need is counted as they ask for it when the server is full, in pages of 2 MiB, on the NUMA
-//! nodes where they will be; pages of 1 GiB are counted on where there are any that fit.
+//! Three things are asked for on huge pages: each AF_XDP queue's packet memory, each worker's connections,
+//! and the canvas. The need is counted as they ask for it when the server is full, in pages of 2 MiB, on the
+//! NUMA nodes where they will be; pages of 1 GiB are counted on where there are any that fit.
 
 use hugepages::{HugePages, PageKind, Pages, needed_pages};
 use serde::Serialize;

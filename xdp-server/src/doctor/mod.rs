@@ -1,16 +1,15 @@
 //! `xdp-server doctor`: is this host ready for these settings, and what would make it so?
 //!
-//! Theory of operation
-//! -------------------
-//! The doctor judges one configuration, the one that its flags, environment and file describe: `Wanted`. Each
-//! subject has a file with `Facts`, which are gathered first and judged after, so that the judgement is a pure
-//! function, tested on hosts that are not there. Facts come from files below a [`Root`](root::Root), from ethtool
-//! and netlink questions, and from trying what leaves no trace: a socket, a ring, the port. Nothing is changed,
-//! and no privilege is needed; what only root can see is said to be so.
+//! Theory of operation ------------------- The doctor judges one configuration, the one that its flags,
+//! environment and file describe: `Wanted`. Each subject has a file with `Facts`, which are gathered first
+//! and judged after, so that the judgement is a pure function, tested on hosts that are not there. Facts come
+//! from files below a [`Root`](root::Root), from ethtool and netlink questions, and from trying what leaves
+//! no trace: a socket, a ring, the port. Nothing is changed, and no privilege is needed; what only root can
+//! see is said to be so.
 //!
-//! A [`Row`] is `fail` only if the server would refuse to start with these settings, `warn` if it would have less
-//! than this host can give. Each of those has one remedy, which turns the row to ok: a command to type, or,
-//! where the host cannot do what was asked for, other flags to give.
+//! A [`Row`] is `fail` only if the server would refuse to start with these settings, `warn` if it would have
+//! less than this host can give. Each of those has one remedy, which turns the row to ok: a command to type,
+//! or, where the host cannot do what was asked for, other flags to give.
 //!
 //! [`run`] is all of it; called once, by `main`, instead of the server.
 
@@ -89,8 +88,8 @@ impl Diagnosis {
 /// Examines the host, prints the diagnosis, and returns the status to exit with: 0 if all is well, 1 with
 /// warnings, 2 if the server cannot run.
 ///
-/// As with the server, `--json` is one object on standard output, with the text on standard error, and `--quiet`
-/// leaves nothing of the text but what fails.
+/// As with the server, `--json` is one object on standard output, with the text on standard error, and
+/// `--quiet` leaves nothing of the text but what fails.
 pub fn run(settings: &Settings) -> ExitCode {
     let diagnosis = examine(settings);
     let terminal = if settings.json { io::stderr().is_terminal() } else { io::stdout().is_terminal() };

@@ -10,8 +10,8 @@ use super::wanted::Wanted;
 use crate::net::xdp::socket::{FRAME_SIZE, FRAMES_PER_QUEUE};
 use crate::report::grouped;
 
-/// Capabilities by the bit that the kernel gives them in linux/capability.h, and what each is for. AF_XDP takes all
-/// but the last, which stands in for a limit on locked memory that is too low.
+/// Capabilities by the bit that the kernel gives them in linux/capability.h, and what each is for. AF_XDP
+/// takes all but the last, which stands in for a limit on locked memory that is too low.
 const CAPABILITIES: [(u32, &str, &str); 5] = [
     (12, "CAP_NET_ADMIN", "attaches the XDP program"),
     (13, "CAP_NET_RAW", "makes AF_XDP sockets"),

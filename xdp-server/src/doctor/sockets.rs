@@ -1,14 +1,15 @@
 //! Limits of ordinary sockets: their buffers, and the memory of all UDP sockets together.
 //!
-//! They matter with AF_XDP, too: an ordinary socket stands beside each queue, and is the way when AF_XDP is not.
+//! They matter with AF_XDP, too: an ordinary socket stands beside each queue, and is the way when AF_XDP is
+//! not.
 
 use super::root::Root;
 use super::row::{Remedy, Row, s};
 use super::wanted::Wanted;
 use crate::report::grouped;
 
-/// Least limit that is advised for a buffer, in bytes: what `scripts/tune_server.sh` sets, twice the default of
-/// `--socket-recv-buffer`.
+/// Least limit that is advised for a buffer, in bytes: what `scripts/tune_server.sh` sets, twice the default
+/// of `--socket-recv-buffer`.
 const ADVISED_LIMIT: usize = 134_217_728;
 
 /// Bytes of a page by which `net.ipv4.udp_mem` counts, on the processors that this runs on.

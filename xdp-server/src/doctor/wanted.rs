@@ -1,8 +1,8 @@
 //! What the settings want of the host: the yardstick of every check.
 //!
-//! The checks judge one configuration, so the plan of its threads is made first. Where the settings do not fit
-//! the host there is none: that is a row of its own, and the other checks use the plan as it will be when the
-//! row is mended.
+//! The checks judge one configuration, so the plan of its threads is made first. Where the settings do not
+//! fit the host there is none: that is a row of its own, and the other checks use the plan as it will be when
+//! the row is mended.
 
 use crate::cli::{Backend, Settings};
 use crate::host::HostFacts;
@@ -57,6 +57,7 @@ impl<'a> Wanted<'a> {
             Backend::Auto if has_iface => (Need::Preferred, Need::Preferred),
             Backend::Auto => (Need::Unused, Need::Preferred),
             Backend::Xdp => (Need::Required, Need::Unused),
+            Backend::Uring => (Need::Unused, Need::Required),
             Backend::Socket => (Need::Unused, Need::Unused),
         };
         let (topology, misfit) = match topology::plan(settings, host) {

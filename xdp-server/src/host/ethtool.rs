@@ -71,7 +71,8 @@ impl Ethtool {
         Some(name(&info[1..1 + NAME_WORDS])).filter(|name| !name.is_empty())
     }
 
-    /// Whether the offload feature `feature` is on, as `ethtool -k` shows it. `None` when there is no such one.
+    /// Whether the offload feature `feature` is on, as `ethtool -k` shows it. `None` when there is no such
+    /// one.
     pub fn feature(&self, feature: &str) -> Option<bool> {
         // struct ethtool_sset_info: command, reserved, 64 bits of which sets are asked for, the length of
         // that set.

@@ -1,12 +1,10 @@
 //! The host: what it has, and how the server's threads are laid out on it.
 //!
-//! Theory of operation
-//! -------------------
-//! [`cpus`], [`nic`] and [`ethtool`] read facts, from system calls and sysfs; [`HostFacts`] is all of them at one moment.
-//! [`topology::plan`] turns settings and facts into a [`topology::Topology`] and touches nothing, so that
-//! hosts with 96 cores are tested on one with two. [`diagnose`] says which gate is closed when the kernel
-//! denies something. Only [`cpus::pin`] changes anything, for the calling thread, and [`privileges`], for the
-//! process.
+//! Theory of operation ------------------- [`cpus`], [`nic`] and [`ethtool`] read facts, from system calls
+//! and sysfs; [`HostFacts`] is all of them at one moment. [`topology::plan`] turns settings and facts into a
+//! [`topology::Topology`] and touches nothing, so that hosts with 96 cores are tested on one with two.
+//! [`diagnose`] says which gate is closed when the kernel denies something. Only [`cpus::pin`] changes
+//! anything, for the calling thread, and [`privileges`], for the process.
 //!
 //! Used once, at start, before any worker runs.
 

@@ -156,8 +156,8 @@ pub trait PacketIo {
     /// Whatever poll(2) says but `EINTR`, which is a normal return.
     fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> io::Result<()>;
 
-    /// Ends what is under way, for a backend whose operations belong to the worker's thread. The worker's last
-    /// call, on that thread; what is queued and not flushed is lost.
+    /// Ends what is under way, for a backend whose operations belong to the worker's thread. The worker's
+    /// last call, on that thread; what is queued and not flushed is lost.
     fn finish(&mut self) {}
 
     /// The descriptor that becomes readable when there is something to receive, for a backend that runs

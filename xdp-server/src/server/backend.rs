@@ -1,8 +1,8 @@
 //! Packet I/O for all workers: which backend, and why not a better one.
 //!
 //! `--backend auto` takes AF_XDP if an interface is named and the host can, else io_uring if the host allows
-//! it, else ordinary sockets; each rung that was not taken is one note. A backend that is named is that one or
-//! an error.
+//! it, else ordinary sockets; each rung that was not taken is one note. A backend that is named is that one
+//! or an error.
 
 use crate::cli::{self, HugePages, Settings};
 use crate::host::diagnose::{Step, why_denied};

@@ -107,13 +107,13 @@ fn generic_af_xdp_over_ipv6() {
     on_af_xdp(GENERIC, "generic", V6);
 }
 
-/// The scenario on ordinary sockets.
-fn on_sockets(target: &str) {
+/// The scenario through the kernel's UDP stack.
+fn on_sockets(backend: &str, target: &str) {
     in_namespaces(|lab| {
-        let outcome = far_clients(lab, SOCKETS, target, TWO_SECONDS);
+        let outcome = far_clients(lab, &["--queues", "2", "--backend", backend], target, TWO_SECONDS);
         assert_eq!(
             (&outcome.started["backend"], &outcome.started["xdp_mode"]),
-            (&json!("socket"), &Value::Null)
+            (&json!(backend), &Value::Null)
         );
         assert!(outcome.per_queue().iter().all(|packets| *packets > 0), "{:?}", outcome.per_queue());
     });
@@ -121,12 +121,22 @@ fn on_sockets(target: &str) {
 
 #[test]
 fn sockets_over_ipv4() {
-    on_sockets(V4);
+    on_sockets("socket", V4);
 }
 
 #[test]
 fn sockets_over_ipv6() {
-    on_sockets(V6);
+    on_sockets("socket", V6);
+}
+
+#[test]
+fn io_uring_over_ipv4() {
+    on_sockets("io_uring", V4);
+}
+
+#[test]
+fn io_uring_over_ipv6() {
+    on_sockets("io_uring", V6);
 }
 
 #[test]
@@ -156,7 +166,7 @@ fn clients_that_move_to_another_queue_stay_connected() {
 
 #[test]
 fn clients_that_move_to_another_socket_stay_connected() {
-    clients_move(SOCKETS);
+    clients_move(&[SOCKETS, &["--steering", "off"]].concat());
 }
 
 /// Drops one packet in twenty. An XDP program, since the traffic control that could do it is not in every kernel.

@@ -125,13 +125,13 @@ fn a_second_server_on_the_same_interface_is_told_so() {
         let elsewhere = ["--listen", "[::]:4434"];
         assert_eq!(refused(second.server(&[NATIVE, &elsewhere].concat())), (1, expected.clone()));
 
-        // Where the backend is not named, sockets do, and it is said why.
+        // Where the backend is not named, io_uring does, and it is said why.
         let flags = ["--iface", "serv0", "--listen", "[::]:4434"];
         let beside = Server::start(&second, &flags);
         let started = beside.started();
-        assert_eq!(started["backend"], "socket");
+        assert_eq!(started["backend"], "io_uring");
         let why = expected.trim_start_matches("error: ").trim_end();
-        let note = format!("AF_XDP not taken, sockets instead: {why}");
+        let note = format!("AF_XDP not taken: {why}");
         assert!(started["notes"].as_array().unwrap().contains(&json!(note)), "{:#}", started["notes"]);
         serves(lab, "https://10.77.0.1:4434");
         serves(lab, V4);

@@ -177,11 +177,11 @@ fn no_root_at_all() {
             let home = Home::new();
             let note = match flags {
                 [] => "AF_XDP not tried: it needs --iface IF".to_owned(),
-                _ => format!("AF_XDP not taken, sockets instead: {}", no_root(&home)),
+                _ => format!("AF_XDP not taken: {}", no_root(&home)),
             };
             let server = Server::spawn(&home, as_nobody(&home, &[flags, &["--duration", "60"]].concat()));
             let started = server.started();
-            assert_eq!(started["backend"], "socket");
+            assert_eq!(started["backend"], "io_uring");
             assert!(started["notes"].as_array().unwrap().contains(&json!(note)), "{:#}", started["notes"]);
             let clients = ["--clients", "10", "--duration", "0.5", "--frame-share", "100"];
             let (code, report) = Clients::near("https://127.0.0.1:4433", &clients).end();
