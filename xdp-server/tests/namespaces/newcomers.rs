@@ -70,7 +70,7 @@ fn values_that_are_not_allowed() {
             (&["--queues", "0"][..], "invalid value '0' for '--queues <N>': 0 is not in 1..=256"),
             (
                 &["--backend", "raw"],
-                "invalid value 'raw' for '--backend <NAME>'\n  [possible values: auto, xdp, socket]",
+                "invalid value 'raw' for '--backend <NAME>'\n  [possible values: auto, xdp, io_uring, socket]",
             ),
             (
                 &["--backend", "xdp"],
