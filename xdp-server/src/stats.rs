@@ -135,10 +135,37 @@ counters! {
         turns,
         /// Of those: turns that found something to do.
         busy_turns,
-        /// Nanoseconds of turns that found something to do.
-        working_ns,
-        /// Nanoseconds of turns that did not, and of sleep.
+        /// Turns that received packets: `rx_packets` by this is the mean batch.
+        rx_batches,
+        /// Of those: turns that received as many as a turn may, so that more were probably waiting.
+        rx_batches_full,
+        /// Nanoseconds with nothing to do, sleep included.
         waiting_ns,
+        /// Nanoseconds spent receiving on established connections.
+        receiving_ns,
+        /// Nanoseconds spent on packets of handshakes.
+        handshaking_ns,
+        /// Nanoseconds spent handing ticks to subscribers.
+        fanning_out_ns,
+        /// Nanoseconds spent sealing and sending packets.
+        sending_ns,
+        /// Nanoseconds with something to send and no transmit buffer for it.
+        blocked_ns,
+        /// Nanoseconds spent on all else: timers, housekeeping, the master where it shares the thread.
+        other_ns,
+    }
+}
+
+impl WorkerStats {
+    /// Nanoseconds that were not spent waiting for something to do. Being blocked counts as work: a worker
+    /// that cannot send is no idle one.
+    pub fn working_ns(&self) -> u64 {
+        self.receiving_ns
+            + self.handshaking_ns
+            + self.fanning_out_ns
+            + self.sending_ns
+            + self.blocked_ns
+            + self.other_ns
     }
 }
 

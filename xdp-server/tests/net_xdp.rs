@@ -74,7 +74,7 @@ impl Server {
             let now = Instant::now();
             io.serve(now);
             let mut answers: Vec<(Path, Vec<u8>)> = Vec::new();
-            io.receive(64, &mut |path, payload| {
+            io.receive(64, &mut |path: &Path, payload: &mut [u8]| {
                 let before = self.seen.insert(path.peer, (number, path.link));
                 assert!(
                     before.is_none_or(|before| before == (number, path.link)),
@@ -262,7 +262,9 @@ fn tagged_packets_are_answered_with_their_tag() {
                 server.turn();
                 for io in &mut client.queues {
                     io.serve(Instant::now());
-                    io.receive(64, &mut |path, payload| answers.push((*path, payload.to_vec())));
+                    io.receive(64, &mut |path: &Path, payload: &mut [u8]| {
+                        answers.push((*path, payload.to_vec()))
+                    });
                     io.flush(Instant::now());
                 }
             }
@@ -382,7 +384,7 @@ fn waiting_ends_by_a_packet_by_the_wake_and_by_time() {
             assert!(start.elapsed() < long, "nothing woke it");
             let mut got = 0;
             while got == 0 && start.elapsed() < long {
-                got = io.receive(64, &mut |_, payload| assert_eq!(payload, b"wake up"));
+                got = io.receive(64, &mut |_: &Path, payload: &mut [u8]| assert_eq!(payload, b"wake up"));
             }
             assert_eq!(got, 1);
         }

@@ -126,11 +126,30 @@ pub struct IoCounters {
     pub invalid_descriptors: u64,
 }
 
+/// Who takes received payloads: a worker, or any closure that takes them one by one.
+pub trait Sink {
+    /// `payload` was received and will be handed over soon, behind others of its burst: the moment to start
+    /// fetching from memory what it will need, so that the misses of a burst overlap. A hint: backends give
+    /// it where they see a burst ahead, in the order of what follows, but not for every payload.
+    fn announce(&mut self, payload: &[u8]) {
+        let _ = payload;
+    }
+
+    /// Takes one payload, which came along `path`. It may be changed in place; the loan ends with the call.
+    fn take(&mut self, path: &Path, payload: &mut [u8]);
+}
+
+impl<F: FnMut(&Path, &mut [u8])> Sink for F {
+    fn take(&mut self, path: &Path, payload: &mut [u8]) {
+        self(path, payload);
+    }
+}
+
 /// One worker's packet I/O. See the [module](self) for the contract.
 pub trait PacketIo {
     /// Hands up to `budget` received payloads to `sink`, oldest first, and returns how many it handed over.
-    /// Never blocks. The payload's memory goes back to the backend when `sink` returns.
-    fn receive(&mut self, budget: usize, sink: &mut impl FnMut(&Path, &mut [u8])) -> usize;
+    /// Never blocks. A payload's memory goes back to the backend when `sink` has taken it.
+    fn receive(&mut self, budget: usize, sink: &mut impl Sink) -> usize;
 
     /// Sends packets until `fill` has no more or no transmit buffer is free.
     ///

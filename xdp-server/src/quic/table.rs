@@ -95,6 +95,12 @@ impl<T> ConnectionTable<T> {
         (*self.generations.get(slot as usize)? == generation).then(|| self.slots.get_mut(slot))?
     }
 
+    /// Asks the processor to fetch cache lines of `slot`: see [`Slab::prefetch`].
+    #[inline]
+    pub fn prefetch(&self, slot: u32, offsets: impl IntoIterator<Item = usize>) {
+        self.slots.prefetch(slot, offsets);
+    }
+
     /// The generation that `slot` has now.
     pub fn generation(&self, slot: u32) -> u32 {
         self.generations[slot as usize]

@@ -156,7 +156,7 @@ impl Interval {
 
 impl Rates {
     fn between(before: &WorkerStats, now: &WorkerStats, seconds: f64) -> Rates {
-        let working = now.working_ns.saturating_sub(before.working_ns);
+        let working = now.working_ns().saturating_sub(before.working_ns());
         let waiting = now.waiting_ns.saturating_sub(before.waiting_ns);
         Rates {
             connections: now.connections,
@@ -212,7 +212,7 @@ mod tests {
             diffs_sent: 10_000 * scale,
             rx_packets: 15_000 * scale,
             tx_packets: 20_600 * scale,
-            working_ns: working_percent * 10_000_000,
+            receiving_ns: working_percent * 10_000_000,
             waiting_ns: (100 - working_percent) * 10_000_000,
             ..Default::default()
         }
@@ -261,7 +261,7 @@ mod tests {
         let before = Snapshot { workers: vec![worker(1, 100)], master: MasterStats::default() };
         let mut later = worker(3, 100);
         later.waiting_ns += 3_000_000_000;
-        later.working_ns += 1_000_000_000;
+        later.sending_ns += 1_000_000_000;
         let now = Snapshot { workers: vec![later], master: MasterStats::default() };
         let interval = Interval::between(&before, &now, Duration::from_secs(2), noon());
         let line = interval.line(false);

@@ -1,16 +1,22 @@
 //! What a worker keeps of one connection.
 
-use crate::net::Path;
+use crate::net::{MAX_TX_PAYLOAD, Path};
 use crate::quic::config::Connection;
 use crate::quic::table::InitialId;
 use crate::session::Session;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Received packets that may wait for one acknowledgement. quiche acknowledges whenever it sends; an ACK
-/// costs more than the message it acknowledges. RFC 9000 (13.2.2) recommends 2 for streams that are limited
-/// by their window; clients here send single packets. Larger values delay a client's loss detection.
-const ACK_EVERY: u8 = 8;
+/// Received packets that may wait for one acknowledgement. quiche acknowledges whenever it sends, and an ACK
+/// costs about three times the small message that it acknowledges. Larger values delay a client's loss
+/// detection, and make it keep more of what it sent; at 32 an ACK's share of a message's cost is a tenth.
+const ACK_PACKETS: u8 = 32;
+
+/// Received bytes that may wait for one acknowledgement: no more than one full packet. The smallest congestion
+/// window is two packets (RFC 9002, section 7.2), so that a client always has room for one more while this
+/// many wait. Larger, and a client that lost packets stalls until the delay is over; smaller, and streams of
+/// full packets get more than the ACK for each second one that RFC 9000 (section 13.2.2) recommends.
+const ACK_BYTES: u16 = MAX_TX_PAYLOAD as u16;
 
 /// Where a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,16 +90,36 @@ impl Paths {
 /// When acknowledgements are due.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AckClock {
-    unacknowledged: u8,
+    packets: u8,
+    bytes: u16,
     due: Option<Instant>,
 }
 
+/// What a received packet means for acknowledging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owed {
+    /// Enough packets wait: acknowledge.
+    Now,
+    /// It is the first that waits, until then at most.
+    By(Instant),
+    /// It waits with others.
+    Later,
+}
+
 impl AckClock {
-    /// Notes a received packet that needs no answer of its own. `true`: enough of them wait now, acknowledge.
-    pub fn received(&mut self, now: Instant, delay: Duration) -> bool {
-        self.unacknowledged += 1;
-        self.due.get_or_insert(now + delay);
-        self.unacknowledged >= ACK_EVERY
+    /// Notes a received packet of `bytes` bytes that needs no answer of its own.
+    pub fn received(&mut self, bytes: usize, now: Instant, delay: Duration) -> Owed {
+        self.packets = self.packets.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(bytes as u16);
+        if self.packets >= ACK_PACKETS || self.bytes > ACK_BYTES {
+            return Owed::Now;
+        }
+        if self.due.is_some() {
+            return Owed::Later;
+        }
+        let due = now + delay;
+        self.due = Some(due);
+        Owed::By(due)
     }
 
     /// Notes that QUIC had the opportunity to send, and so acknowledged.
@@ -106,6 +132,36 @@ impl AckClock {
         self.due
     }
 }
+
+/// Bytes that a processor fetches at a time.
+const LINE: usize = 64;
+
+/// Cache lines of quiche's connection that receiving a packet with a DATAGRAM frame touches, 24 of its 124, in
+/// units of [`LINE`]. From a memory trace (valgrind's lackey) of quiche 0.30.0 as rustc 1.95 lays it out. With
+/// others these are fetched in vain, and the right ones when they are needed: slower, by as much as this
+/// gains, and not wrong.
+const QUIC_LINES: [usize; 24] =
+    [2, 4, 6, 13, 14, 15, 16, 80, 81, 82, 83, 84, 90, 97, 98, 99, 100, 101, 112, 117, 119, 120, 121, 123];
+
+/// Cache lines of a [`Conn`] outside of quiche's connection, all of which are used.
+const OWN_LINES: usize = (size_of::<Conn>() - size_of::<Connection>()).div_ceil(LINE);
+
+/// Cache lines of a [`Conn`] that receiving a packet touches, as offsets in bytes.
+pub const HOT_LINES: [usize; QUIC_LINES.len() + OWN_LINES] = {
+    let mut lines = [0; QUIC_LINES.len() + OWN_LINES];
+    let quic = std::mem::offset_of!(Conn, quic);
+    // The largest field is the first or the last.
+    let own = if quic == 0 { size_of::<Connection>() } else { 0 };
+    let mut i = 0;
+    while i < lines.len() {
+        lines[i] = match i.checked_sub(QUIC_LINES.len()) {
+            None => quic + QUIC_LINES[i] * LINE,
+            Some(i) => own + i * LINE,
+        };
+        i += 1;
+    }
+    lines
+};
 
 /// See the [module](self).
 pub struct Conn {
@@ -125,6 +181,8 @@ pub struct Conn {
     pub subscriber: Option<u32>,
     /// Serial number of its next connection ID.
     pub next_serial: u32,
+    /// The client has retired connection IDs: later packets may still carry one.
+    pub retired_ids: bool,
     /// The client's first destination ID, while it is in the table.
     pub initial: Option<InitialId>,
     /// When it was accepted.
@@ -156,16 +214,19 @@ mod tests {
     }
 
     #[test]
-    fn every_eighth_packet_or_the_delay_is_acknowledged() {
+    fn packets_bytes_and_the_delay_make_an_acknowledgement_due() {
         let (now, delay) = (Instant::now(), Duration::from_millis(60));
         let mut acks = AckClock::default();
         assert_eq!(acks.due(), None);
-        for n in 1..ACK_EVERY {
-            assert!(!acks.received(now + Duration::from_millis(n.into()), delay));
+        assert_eq!(acks.received(30, now, delay), Owed::By(now + delay));
+        for n in 2..ACK_PACKETS {
+            assert_eq!(acks.received(30, now + Duration::from_millis(n.into()), delay), Owed::Later);
         }
-        assert_eq!(acks.due(), Some(now + Duration::from_millis(1) + delay), "counted from the oldest");
-        assert!(acks.received(now, delay));
+        assert_eq!(acks.due(), Some(now + delay), "counted from the oldest");
+        assert_eq!(acks.received(30, now, delay), Owed::Now);
         acks.sent();
         assert_eq!(acks.due(), None);
+        assert_eq!(acks.received(1200, now, delay), Owed::By(now + delay), "full packets: each second one");
+        assert_eq!(acks.received(1200, now, delay), Owed::Now);
     }
 }

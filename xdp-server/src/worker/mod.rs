@@ -11,30 +11,36 @@
 //! which the transmit stage works off as far as there are transmit buffers. A turn that finds nothing to do
 //! counts as waiting; when the core is shared, the worker then sleeps until something comes.
 //!
+//! - `ahead`: what a burst will need from memory
 //! - `conn`: what is kept of one connection
 //! - `receive`: from a packet to its connection; accepting, refusing, resetting
 //! - `fanout`: one tick to all subscribers
+//! - `regime`: where the time goes
 //! - `transmit`: from connections to packets; timers; closing
 
+mod ahead;
 pub mod conn;
 mod fanout;
 mod receive;
+mod regime;
 mod transmit;
 
 use crate::link::{Phase, WorkerLink};
 use crate::master::Master;
-use crate::net::{PacketIo, Path};
+use crate::net::{PacketIo, Path, Sink};
 use crate::quic::cid::CidCodec;
 use crate::quic::config::WorkerQuic;
 use crate::quic::reset::Resetter;
 use crate::quic::table::ConnectionTable;
 use crate::quic::wheel::TimerWheel;
 use crate::session::{Context, SessionSettings};
+use ahead::Ahead;
 use canvas::codes::CloseCode;
 use canvas::palette::Palette;
 use canvas::tiles::TileReader;
 use conn::{Conn, Life};
 use fanout::Fanout;
+use regime::{Meter, Regime};
 use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
@@ -107,7 +113,6 @@ pub struct Worker<I> {
     core: Core,
     busy: bool,
     idle_since: Option<Instant>,
-    last_turn: Instant,
     next_housekeeping: Instant,
     next_health_check: Instant,
     /// Why the packet I/O cannot go on.
@@ -169,6 +174,7 @@ struct Core {
     ack_delay: Duration,
     max_connections: u32,
     table: ConnectionTable<Conn>,
+    ahead: Ahead,
     wheel: TimerWheel,
     /// Slots that have something to send.
     ready: VecDeque<u32>,
@@ -181,6 +187,7 @@ struct Core {
     paint_room: usize,
     /// The last connection to transmit found no free buffer.
     blocked: bool,
+    meter: Meter,
 }
 
 /// The memory of one worker's connection table when `max_connections` are in it: regions, and bytes in each.
@@ -215,6 +222,7 @@ impl<I: PacketIo> Worker<I> {
             max_connections: parts.max_connections,
             table: ConnectionTable::new(slots, parts.pages, parts.numa_node, u32::from_ne_bytes(epoch))
                 .map_err(|e| e.to_string())?,
+            ahead: Ahead::default(),
             wheel: TimerWheel::new(slots as usize, now),
             ready: VecDeque::with_capacity(slots as usize),
             stateless: VecDeque::new(),
@@ -223,20 +231,12 @@ impl<I: PacketIo> Worker<I> {
             drain: None,
             paint_room,
             blocked: false,
+            meter: Meter::new(now),
             ctx: Context::new(parts.tiles, parts.palette, parts.link, parts.session),
         };
         let (busy, idle_since) = (false, None);
         let (next_housekeeping, next_health_check) = (now, now + HEALTH_CHECK);
-        Ok(Self {
-            io,
-            core,
-            busy,
-            idle_since,
-            last_turn: now,
-            next_housekeeping,
-            next_health_check,
-            failure: None,
-        })
+        Ok(Self { io, core, busy, idle_since, next_housekeeping, next_health_check, failure: None })
     }
 
     /// The packet I/O, for tests that look at it.
@@ -252,23 +252,27 @@ impl<I: PacketIo> Worker<I> {
     /// One turn. `extra` is worked in as a further stage: the master, where it shares this thread; it returns
     /// whether it found something to do. Returns whether anything in the turn did.
     pub fn turn(&mut self, now: Instant, extra: &mut impl FnMut(Instant) -> bool) -> bool {
-        self.account(now);
         let core = &mut self.core;
+        // What came after the last charge: nothing, or the end of a busy turn.
+        core.charge(if self.busy { Regime::Other } else { Regime::Waiting }, now);
+        core.ctx.stats.turns += 1;
         self.io.serve(now);
-        let received =
-            self.io.receive(RECEIVE_BUDGET, &mut |path, packet| core.on_packet(path, packet, now, false));
-        let mut busy = received > 0;
-        busy |= core.take_strays(now);
+        let received = self.io.receive(RECEIVE_BUDGET, &mut Received { core, now });
+        core.ctx.stats.rx_batches += u64::from(received > 0);
+        core.ctx.stats.rx_batches_full += u64::from(received == RECEIVE_BUDGET);
+        let got = (received > 0) | core.take_strays(now);
+        let mut busy = core.did(Regime::Receiving, got);
         if core.ctx.link.paints.slots() < core.paint_room {
             core.ctx.link.shared.master_waker.wake();
         }
-        busy |= core.expire_timers(now);
-        busy |= core.follow_phase(now);
-        busy |= extra(now);
-        busy |= core.take_acks();
-        busy |= core.fan_out(now);
-        busy |= core.transmit(&mut self.io, now);
+        let other = core.expire_timers(now) | core.follow_phase(now) | extra(now) | core.take_acks();
+        busy |= core.did(Regime::Other, other);
+        let fanned_out = core.fan_out(now);
+        busy |= core.did(Regime::FanningOut, fanned_out);
+        let transmitted = core.transmit(&mut self.io, now);
         self.io.flush(now);
+        busy |= core.did(if core.blocked { Regime::Blocked } else { Regime::Sending }, transmitted);
+        core.ctx.stats.busy_turns += u64::from(busy);
         if now >= self.next_housekeeping {
             self.next_housekeeping = now + HOUSEKEEPING;
             self.publish();
@@ -335,20 +339,6 @@ impl<I: PacketIo> Worker<I> {
         })
     }
 
-    /// Charges the time since the last turn to what that turn did.
-    fn account(&mut self, now: Instant) {
-        let elapsed = now.saturating_duration_since(self.last_turn).as_nanos() as u64;
-        self.last_turn = now;
-        let stats = &mut self.core.ctx.stats;
-        stats.turns += 1;
-        if self.busy {
-            stats.busy_turns += 1;
-            stats.working_ns += elapsed;
-        } else {
-            stats.waiting_ns += elapsed;
-        }
-    }
-
     fn sleep(&mut self, now: Instant, stage_due: Option<Instant>) {
         self.publish();
         let link = &self.core.ctx.link;
@@ -399,7 +389,36 @@ impl<I: PacketIo> Worker<I> {
     }
 }
 
+/// What the packet I/O hands received payloads to.
+struct Received<'a> {
+    core: &'a mut Core,
+    now: Instant,
+}
+
+impl Sink for Received<'_> {
+    fn announce(&mut self, payload: &[u8]) {
+        self.core.expect(payload);
+    }
+
+    fn take(&mut self, path: &Path, payload: &mut [u8]) {
+        self.core.on_packet(path, payload, self.now, false);
+    }
+}
+
 impl Core {
+    /// Charges the time since the last charge to `regime`.
+    fn charge(&mut self, regime: Regime, now: Instant) {
+        self.meter.charge(regime, now, &mut self.ctx.stats);
+    }
+
+    /// Charges a stage to `regime` if it `worked`, which it returns.
+    fn did(&mut self, regime: Regime, worked: bool) -> bool {
+        if worked {
+            self.charge(regime, Instant::now());
+        }
+        worked
+    }
+
     /// Takes packets of our connections that other workers received.
     fn take_strays(&mut self, now: Instant) -> bool {
         let mut taken = 0;

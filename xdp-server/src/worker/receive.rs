@@ -1,6 +1,7 @@
 //! From a packet to its connection: routing by connection ID, accepting, refusing, resetting.
 
-use super::conn::{AckClock, Conn, Life, Paths};
+use super::conn::{AckClock, Conn, HOT_LINES, Life, Owed, Paths};
+use super::regime::Regime;
 use super::{Core, REFUSAL_SLOTS, Stateless};
 use crate::link::{Phase, Stray};
 use crate::net::{MAX_TX_PAYLOAD, Path};
@@ -28,6 +29,17 @@ const SPARE_IDS: usize = 1;
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 impl Core {
+    /// Prepares for a payload that [`on_packet`](Self::on_packet) will get soon.
+    pub fn expect(&mut self, packet: &[u8]) {
+        if let Some(Header::Short { dcid }) = header::parse(packet)
+            && usize::from(dcid[0]) == self.index
+            && let Some(route) = self.codec.decode(dcid)
+        {
+            self.table.prefetch(route.slot, HOT_LINES);
+            self.ahead.push(dcid, route);
+        }
+    }
+
     /// Deals with one received UDP payload. `stray`: another worker received it and found that it is ours.
     pub fn on_packet(&mut self, path: &Path, packet: &mut [u8], now: Instant, stray: bool) {
         match header::parse(packet) {
@@ -36,14 +48,15 @@ impl Core {
                 if usize::from(dcid[0]) != self.index && !stray {
                     return self.pass_on(dcid[0], path, packet, Some(dcid), now);
                 }
-                match self.find(&dcid) {
+                let route = self.ahead.take(&dcid).or_else(|| self.codec.decode(&dcid));
+                match route.and_then(|route| self.find(&route)) {
                     Some(slot) if self.is_retired(slot, &dcid) => self.ctx.stats.drop_unknown_id += 1,
                     Some(slot) => self.deliver(slot, path, packet, now),
                     None => self.reset(&dcid, path, packet.len(), now),
                 }
             }
             Some(Header::Initial { dcid }) => {
-                self.on_handshake_packet(dcid.to_vec(), path, packet, now, stray, true)
+                self.on_handshake_packet(dcid.to_vec(), path, packet, now, stray, true);
             }
             Some(Header::Handshake { dcid }) => {
                 self.on_handshake_packet(dcid.to_vec(), path, packet, now, stray, false);
@@ -59,9 +72,8 @@ impl Core {
         }
     }
 
-    /// The slot that `id` names, if the ID was issued for the connection that is there now.
-    fn find(&mut self, id: &[u8; cid::LEN]) -> Option<u32> {
-        let route = self.codec.decode(id)?;
+    /// The slot of `route`, if that was issued for the connection that is there now.
+    fn find(&mut self, route: &Route) -> Option<u32> {
         let ours = usize::from(route.worker) == self.index;
         (ours && self.table.find(route.slot, route.generation).is_some()).then_some(route.slot)
     }
@@ -69,7 +81,7 @@ impl Core {
     /// True if the client of `slot` has retired `id`. A packet that was overtaken on its way may still carry
     /// it: quiche would close the connection for that.
     fn is_retired(&mut self, slot: u32, id: &[u8; cid::LEN]) -> bool {
-        let conn = self.table.get_mut(slot);
+        let conn = self.table.get_mut(slot).filter(|conn| conn.retired_ids);
         conn.is_some_and(|conn| conn.quic.source_ids().all(|active| active.as_ref() != id))
     }
 
@@ -84,8 +96,22 @@ impl Core {
         stray: bool,
         initial: bool,
     ) {
+        let began = Instant::now();
+        self.obey_handshake_packet(&dcid, path, packet, now, stray, initial);
+        self.meter.charge_apart(Regime::Handshaking, began, Instant::now(), &mut self.ctx.stats);
+    }
+
+    fn obey_handshake_packet(
+        &mut self,
+        dcid: &[u8],
+        path: &Path,
+        packet: &mut [u8],
+        now: Instant,
+        stray: bool,
+        initial: bool,
+    ) {
         // A client's own random ID may have our length, but never passes the check.
-        if let Ok(id) = <&[u8; cid::LEN]>::try_from(dcid.as_slice())
+        if let Ok(id) = <&[u8; cid::LEN]>::try_from(dcid)
             && let Some(route) = self.codec.decode(id)
         {
             if usize::from(route.worker) != self.index {
@@ -94,13 +120,13 @@ impl Core {
                 }
                 return;
             }
-            match self.find(id) {
+            match self.find(&route) {
                 Some(slot) => self.deliver(slot, path, packet, now),
                 None => self.ctx.stats.drop_unknown_id += 1,
             }
             return;
         }
-        let Some(id) = InitialId::new(&dcid) else {
+        let Some(id) = InitialId::new(dcid) else {
             self.ctx.stats.drop_malformed += 1;
             return;
         };
@@ -184,6 +210,7 @@ impl Core {
                 queued: false,
                 subscriber: None,
                 next_serial: 1,
+                retired_ids: false,
                 initial: Some(id),
                 since: now,
             })
@@ -212,7 +239,7 @@ impl Core {
     /// Gives a packet to the connection in `slot`, and to its session what QUIC makes of it.
     fn deliver(&mut self, slot: u32, path: &Path, packet: &mut [u8], now: Instant) {
         let Some(conn) = self.table.get_mut(slot) else { return };
-        let elsewhere = conn.paths.note(path);
+        let (length, elsewhere) = (packet.len(), conn.paths.note(path));
         let info = RecvInfo { from: path.peer, to: path.local };
         if conn.quic.recv(packet, info).is_err() {
             // The connection is closing for it; its CONNECTION_CLOSE is to be sent.
@@ -220,6 +247,7 @@ impl Core {
             self.make_ready(slot);
             return;
         }
+        conn.retired_ids |= conn.quic.retired_scids() > 0;
         if elsewhere || conn.paths.has_other() {
             follow_path_events(conn);
             self.supply_ids(slot);
@@ -240,10 +268,10 @@ impl Core {
             Ok(_) => {
                 let delay = self.ack_delay;
                 let Some(conn) = self.table.get_mut(slot) else { return };
-                if conn.acks.received(now, delay) {
-                    self.make_ready(slot);
-                } else if let Some(due) = conn.acks.due() {
-                    self.wheel.arm(slot, due);
+                match conn.acks.received(length, now, delay) {
+                    Owed::Now => self.make_ready(slot),
+                    Owed::By(due) => self.wheel.arm(slot, due),
+                    Owed::Later => {}
                 }
             }
             Err(close) => self.close(slot, close),

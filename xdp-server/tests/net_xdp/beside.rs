@@ -5,7 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use xdp_server::net::{IoCounters, Link, MAX_TX_PAYLOAD, PacketIo, Path, Sent};
+use xdp_server::net::{IoCounters, Link, MAX_TX_PAYLOAD, PacketIo, Path, Sent, Sink};
 
 pub struct Beside {
     socket: UdpSocket,
@@ -29,12 +29,12 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 impl PacketIo for Beside {
-    fn receive(&mut self, budget: usize, sink: &mut impl FnMut(&Path, &mut [u8])) -> usize {
+    fn receive(&mut self, budget: usize, sink: &mut impl Sink) -> usize {
         let mut buffer = [0; 2_048];
         for count in 0..budget {
             let Ok((length, peer)) = self.socket.recv_from(&mut buffer) else { return count };
             let local = self.socket.local_addr().unwrap();
-            sink(&Path { local, peer: canonical(peer), link: Link::Kernel }, &mut buffer[..length]);
+            sink.take(&Path { local, peer: canonical(peer), link: Link::Kernel }, &mut buffer[..length]);
             self.counters.rx_packets += 1;
         }
         budget

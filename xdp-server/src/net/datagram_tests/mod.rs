@@ -146,7 +146,9 @@ impl<I: PacketIo> Server<I> {
             assert!(start.elapsed() < PATIENCE, "{} of {count} packets", packets.len());
             let room = count - packets.len();
             self.io.serve(start);
-            let got = self.io.receive(room, &mut |path, payload| packets.push((*path, payload.to_vec())));
+            let got = self.io.receive(room, &mut |path: &Path, payload: &mut [u8]| {
+                packets.push((*path, payload.to_vec()))
+            });
             assert!(got <= room);
             if got == 0 {
                 self.wait(PATIENCE);

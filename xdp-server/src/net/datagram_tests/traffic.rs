@@ -59,7 +59,7 @@ pub fn payloads_may_be_empty_and_are_lent_mutably<B: Backend>() {
     client.send_to(b"abc", server.local).unwrap();
     let (start, mut lengths) = (Instant::now(), Vec::new());
     while lengths.len() < 2 && start.elapsed() < PATIENCE {
-        server.io.receive(1, &mut |_, payload| {
+        server.io.receive(1, &mut |_: &Path, payload: &mut [u8]| {
             payload.reverse();
             lengths.push(payload.len());
         });
@@ -177,7 +177,7 @@ pub fn what_the_kernel_drops_is_counted<B: Backend>() {
     let (start, mut received) = (Instant::now(), 0);
     while received + server.io.counters().rx_kernel_drops < 100 {
         assert!(start.elapsed() < PATIENCE, "{received} received, {:?}", server.io.counters());
-        received += server.io.receive(100, &mut |_, _| ()) as u64;
+        received += server.io.receive(100, &mut |_: &Path, _: &mut [u8]| ()) as u64;
     }
     let counters = server.io.counters();
     assert_eq!(counters.rx_packets + counters.rx_kernel_drops, 100);
@@ -235,7 +235,8 @@ pub fn a_group_shares_the_port_and_misses_nothing<B: Backend>() {
     let mut by_worker = [0; 4];
     while seen.len() < clients.len() && start.elapsed() < PATIENCE {
         for (server, count) in group.iter_mut().zip(&mut by_worker) {
-            *count += server.io.receive(usize::MAX, &mut |_, payload| seen.push(payload[0]));
+            *count +=
+                server.io.receive(usize::MAX, &mut |_: &Path, payload: &mut [u8]| seen.push(payload[0]));
         }
     }
     seen.sort_unstable();

@@ -81,7 +81,7 @@ pub fn a_merged_buffer_comes_out_payload_by_payload_within_the_budget<B: Backend
         let mut got = Vec::new();
         for budget in [0, 1, 10, 49] {
             let before = got.len();
-            let handed = server.io.receive(budget, &mut |path, payload| {
+            let handed = server.io.receive(budget, &mut |path: &Path, payload: &mut [u8]| {
                 assert_eq!((path.local, path.peer), (to, client.local_addr().unwrap()));
                 got.push(payload.to_vec());
                 payload.fill(0xee); // in place: the neighbours must not see it

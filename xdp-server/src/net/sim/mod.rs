@@ -38,7 +38,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use self::link::{Direction, Packet, Random};
 use super::sleep::sleep;
-use super::{IoCounters, Link, MAX_RX_PAYLOAD, MAX_TX_PAYLOAD, PacketIo, Path, Sent};
+use super::{IoCounters, Link, MAX_RX_PAYLOAD, MAX_TX_PAYLOAD, PacketIo, Path, Sent, Sink};
 
 /// What the network does to packets, and how much room the server has. The default is a perfect network.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -308,7 +308,7 @@ impl SimIo {
 }
 
 impl PacketIo for SimIo {
-    fn receive(&mut self, budget: usize, sink: &mut impl FnMut(&Path, &mut [u8])) -> usize {
+    fn receive(&mut self, budget: usize, sink: &mut impl Sink) -> usize {
         let mut handed_over = 0;
         for _ in 0..budget {
             // The lock is not held while the worker has the packet: it may send.
@@ -320,7 +320,7 @@ impl PacketIo for SimIo {
             self.counters.rx_packets += 1;
             self.counters.rx_bytes += packet.payload.len() as u64;
             handed_over += 1;
-            sink(&packet.path, &mut packet.payload);
+            sink.take(&packet.path, &mut packet.payload);
         }
         handed_over
     }

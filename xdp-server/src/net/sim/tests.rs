@@ -17,7 +17,7 @@ fn address(text: &str) -> SocketAddr {
 
 fn receive(io: &mut SimIo) -> Vec<(Path, Vec<u8>)> {
     let mut packets = Vec::new();
-    io.receive(usize::MAX, &mut |path, payload| packets.push((*path, payload.to_vec())));
+    io.receive(usize::MAX, &mut |path: &Path, payload: &mut [u8]| packets.push((*path, payload.to_vec())));
     packets
 }
 
@@ -65,7 +65,7 @@ fn a_budget_is_kept_and_payloads_are_lent_mutably() {
     }
     let mut seen = Vec::new();
     for expected in [4, 4, 2, 0] {
-        let got = ios[0].receive(4, &mut |_, payload| {
+        let got = ios[0].receive(4, &mut |_: &Path, payload: &mut [u8]| {
             payload[0] += 1;
             seen.push(payload[0]);
         });

@@ -67,7 +67,7 @@ use self::addr::Family;
 use self::rx::{Received, RxBatch};
 use self::tx::TxQueue;
 use super::sleep::sleep;
-use super::{IoCounters, Link, PacketIo, Path, Sent};
+use super::{IoCounters, Link, PacketIo, Path, Sent, Sink};
 
 /// One worker's UDP socket. Made by [`SocketGroup::bind`].
 pub struct SocketIo {
@@ -131,7 +131,7 @@ impl std::fmt::Debug for SocketIo {
 }
 
 impl PacketIo for SocketIo {
-    fn receive(&mut self, budget: usize, sink: &mut impl FnMut(&Path, &mut [u8])) -> usize {
+    fn receive(&mut self, budget: usize, sink: &mut impl Sink) -> usize {
         let mut handed_over = 0;
         let mut emptied = false;
         // Payloads that are refused count against the budget too: a flood of them must not keep the turn from
@@ -146,6 +146,7 @@ impl PacketIo for SocketIo {
                 // an empty socket it ends this turn, and the next one reads on.
                 let Ok(empty) = self.rx.receive(self.socket.as_fd(), left) else { break };
                 emptied = empty;
+                self.rx.announce(sink);
                 continue;
             };
             left -= 1;
@@ -154,7 +155,7 @@ impl PacketIo for SocketIo {
                     self.counters.rx_packets += 1;
                     self.counters.rx_bytes += payload.len() as u64;
                     handed_over += 1;
-                    sink(&Path { local, peer, link: Link::Kernel }, payload);
+                    sink.take(&Path { local, peer, link: Link::Kernel }, payload);
                 }
                 Received::TooLong => self.counters.rx_too_long += 1,
                 Received::Nameless => self.counters.rx_not_ours += 1,

@@ -13,8 +13,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
-use super::super::MAX_RX_PAYLOAD;
 use super::super::segment::{MAX_GRO_BYTES, Segments};
+use super::super::{MAX_RX_PAYLOAD, Sink};
 use super::addr::{Family, Name};
 use super::control;
 use super::memory::zeroed_slice;
@@ -149,6 +149,15 @@ impl RxBatch {
         let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
         (self.filled, self.next) = (got, 0);
         Ok(got < want)
+    }
+
+    /// Announces what was received: of datagrams that the kernel joined, the first, whose connection the
+    /// others mostly share.
+    pub(super) fn announce(&self, sink: &mut impl Sink) {
+        for (slot, header) in self.headers[..self.filled].iter().enumerate() {
+            let start = slot * self.stride;
+            sink.announce(&self.payloads[start..start + (header.msg_len as usize).min(self.stride)]);
+        }
     }
 
     /// The next payload, oldest first; `None` when it is time to receive again. `port` is the socket's.

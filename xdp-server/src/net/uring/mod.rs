@@ -100,7 +100,7 @@ use self::supply::Supply;
 use self::tx::TxQueue;
 use super::socket::addr::Family;
 use super::socket::kernel_drops;
-use super::{IoCounters, Link, PacketIo, Path, Sent};
+use super::{IoCounters, Link, PacketIo, Path, Sent, Sink};
 
 /// Rounds of cancelling and waiting when an I/O is finished. One or two suffice, or a few more if the
 /// submission queue has fewer entries than there are operations. More: a stop takes longer if the kernel does
@@ -229,7 +229,7 @@ impl Watch {
 }
 
 impl PacketIo for UringIo {
-    fn receive(&mut self, budget: usize, sink: &mut impl FnMut(&Path, &mut [u8])) -> usize {
+    fn receive(&mut self, budget: usize, sink: &mut impl Sink) -> usize {
         let mut handed_over = 0;
         // Payloads that are refused count against the budget too: a flood of them must not keep the turn from
         // ending.
@@ -239,6 +239,7 @@ impl PacketIo for UringIo {
                 if self.enter().is_err() || !self.rx.is_ready() {
                     break;
                 }
+                self.rx.announce(sink);
                 continue;
             };
             left -= 1;
@@ -247,7 +248,7 @@ impl PacketIo for UringIo {
                     self.counters.rx_packets += 1;
                     self.counters.rx_bytes += payload.len() as u64;
                     handed_over += 1;
-                    sink(&Path { local, peer, link: Link::Kernel }, payload);
+                    sink.take(&Path { local, peer, link: Link::Kernel }, payload);
                 }
                 Received::TooLong => self.counters.rx_too_long += 1,
                 Received::Nameless => self.counters.rx_not_ours += 1,

@@ -20,9 +20,9 @@ use std::slice;
 use io_uring::opcode;
 use io_uring::types::Fd;
 
-use super::super::MAX_RX_PAYLOAD;
 use super::super::segment::Segments;
 use super::super::socket::addr::Family;
+use super::super::{MAX_RX_PAYLOAD, Sink};
 use super::memory::Array;
 use super::ring::{Completion, Ring, Token};
 use super::supply::{Beside, GROUP, STRIDE, Supply};
@@ -187,6 +187,19 @@ impl Receiver {
             }
         }
         self.filled.push_back(buffer);
+    }
+
+    /// Announces what was received: of datagrams that the kernel joined, the first, whose connection the
+    /// others mostly share.
+    pub(super) fn announce(&self, sink: &mut impl Sink) {
+        for &buffer in &self.filled {
+            // SAFETY: aligned, within `memory`, initialised and, as the buffer is filled, not the kernel's.
+            let beside = unsafe { &*self.beside(buffer) };
+            let length = (beside.payload_len as usize).min(STRIDE - size_of::<Beside>());
+            let start = usize::from(buffer) * STRIDE + size_of::<Beside>();
+            // SAFETY: likewise; the payload is within the buffer by the line above.
+            sink.announce(unsafe { slice::from_raw_parts(self.memory.at(start), length) });
+        }
     }
 
     /// The next payload; `None` until there are further completions.

@@ -23,7 +23,7 @@ use super::rings::{RingStatistics, Rings, Wake};
 use super::socket::XskRings;
 use super::umem::FrameCensus;
 use crate::net::sleep::sleep;
-use crate::net::{IoCounters, PacketIo, Path, Sent};
+use crate::net::{IoCounters, PacketIo, Path, Sent, Sink};
 
 /// Longest time that a packet waits in the ordinary socket while AF_XDP is busy. Larger: fragments and
 /// loopback clients see the delay. Smaller: a system call, about 300 ns, that often for nothing; here 0.1% of
@@ -120,7 +120,7 @@ impl<K: PacketIo, R: Rings> XdpIo<K, R> {
 }
 
 impl<K: PacketIo, R: Rings> PacketIo for XdpIo<K, R> {
-    fn receive(&mut self, budget: usize, sink: &mut impl FnMut(&Path, &mut [u8])) -> usize {
+    fn receive(&mut self, budget: usize, sink: &mut impl Sink) -> usize {
         let mut handed = 0;
         if self.kernel_due {
             let most = budget.min(KERNEL_BURST);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::rings::{Descriptor, Layout, RingStatistics, Rings, Wake};
 use super::socket::{FRAME_SIZE, HEADROOM};
-use crate::net::{IoCounters, PacketIo, Path, Sent};
+use crate::net::{IoCounters, PacketIo, Path, Sent, Sink};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ModelDescriptor {
@@ -228,9 +228,9 @@ pub struct ModelSocket {
 }
 
 impl PacketIo for ModelSocket {
-    fn receive(&mut self, budget: usize, sink: &mut impl FnMut(&Path, &mut [u8])) -> usize {
+    fn receive(&mut self, budget: usize, sink: &mut impl Sink) -> usize {
         let count = budget.min(self.inbox.len());
-        self.inbox.drain(..count).for_each(|(path, mut payload)| sink(&path, &mut payload));
+        self.inbox.drain(..count).for_each(|(path, mut payload)| sink.take(&path, &mut payload));
         count
     }
 

@@ -18,7 +18,7 @@ use std::ops::Range;
 use super::rings::{Descriptor, Rings};
 use super::umem::{FrameCensus, Frames, Limits};
 use crate::net::frame::{self, MAX_HEADERS, Reject};
-use crate::net::{IoCounters, Link, MAX_TX_PAYLOAD, Path};
+use crate::net::{IoCounters, Link, MAX_TX_PAYLOAD, Path, Sink};
 
 /// Most descriptors moved in one ring operation. The budget of a NIC driver for one NAPI poll, so that one
 /// burst is what one poll brought. More would evict the first headers from the L1 cache before their packets
@@ -114,15 +114,20 @@ impl<R: Rings> Queue<R> {
     /// Takes up to `budget`, but at most [`BURST`], packets off the receive ring, parses all of them, then
     /// hands those that are good to `sink`. Returns how many it took and how many it handed over. All frames
     /// are free again.
-    pub fn receive(&mut self, budget: usize, sink: &mut impl FnMut(&Path, &mut [u8])) -> (usize, usize) {
+    pub fn receive(&mut self, budget: usize, sink: &mut impl Sink) -> (usize, usize) {
         let Self { rings, frames, descriptors, parsed, counters, .. } = self;
         let taken = rings.receive(&mut descriptors[..budget.min(BURST)]);
-        // All headers first: their cache misses overlap, and the payload is near when its turn comes.
+        // All headers first: their cache misses overlap, and what a payload needs is near when its turn
+        // comes.
         for descriptor in &descriptors[..taken] {
             let Some(frame) = frames.received(descriptor.address(), descriptor.length()) else { continue };
             // SAFETY: the book just checked that the packet lies in `frame` and passed that frame to us.
-            match frame::parse(unsafe { rings.packet(descriptor) }) {
-                Ok((path, payload)) => parsed.push(Parsed { frame, descriptor: *descriptor, path, payload }),
+            let packet = unsafe { rings.packet(descriptor) };
+            match frame::parse(packet) {
+                Ok((path, payload)) => {
+                    sink.announce(&packet[payload.clone()]);
+                    parsed.push(Parsed { frame, descriptor: *descriptor, path, payload });
+                }
                 Err(reject) => {
                     match reject {
                         Reject::Truncated => counters.rx_truncated += 1,
@@ -139,7 +144,7 @@ impl<R: Rings> Queue<R> {
             counters.rx_bytes += payload.len() as u64;
             // SAFETY: as above; `frame` is still ours.
             let packet = unsafe { rings.packet(&descriptor) };
-            sink(&path, &mut packet[payload]);
+            sink.take(&path, &mut packet[payload]);
             frames.read(frame);
         }
         (taken, handed)

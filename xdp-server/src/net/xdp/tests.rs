@@ -59,7 +59,8 @@ fn send(io: &mut ModelIo, packets: &mut VecDeque<(Path, Vec<u8>)>) -> Sent {
 
 fn receive(io: &mut ModelIo, budget: usize) -> Vec<(Path, Vec<u8>)> {
     let mut got = Vec::new();
-    let count = io.receive(budget, &mut |path, payload| got.push((*path, payload.to_vec())));
+    let count =
+        io.receive(budget, &mut |path: &Path, payload: &mut [u8]| got.push((*path, payload.to_vec())));
     assert_eq!(count, got.len());
     got
 }

@@ -44,7 +44,9 @@ fn workers_of(sockets: &mut [SocketIo], count: usize) -> Vec<(usize, Vec<u8>)> {
     while seen.len() < count {
         assert!(start.elapsed() < PATIENCE, "{} of {count} packets", seen.len());
         for (worker, socket) in sockets.iter_mut().enumerate() {
-            socket.receive(usize::MAX, &mut |_, payload| seen.push((worker, payload.to_vec())));
+            socket.receive(usize::MAX, &mut |_: &Path, payload: &mut [u8]| {
+                seen.push((worker, payload.to_vec()))
+            });
         }
     }
     assert_eq!(seen.len(), count, "no packet comes twice");
