@@ -181,6 +181,8 @@ pub struct Conn {
     pub subscriber: Option<u32>,
     /// Serial number of its next connection ID.
     pub next_serial: u32,
+    /// A timer of QUIC's fired: it may have probes to send, several small packets in a row.
+    pub probing: bool,
     /// The client has retired connection IDs: later packets may still carry one.
     pub retired_ids: bool,
     /// The client's first destination ID, while it is in the table.

@@ -210,6 +210,7 @@ impl Core {
                 queued: false,
                 subscriber: None,
                 next_serial: 1,
+                probing: false,
                 retired_ids: false,
                 initial: Some(id),
                 since: now,

@@ -3,7 +3,7 @@
 use super::conn::{Conn, Life};
 use super::receive::HANDSHAKE_LIMIT;
 use super::{Core, SEND_BUDGET, TIMER_BUDGET};
-use crate::net::PacketIo;
+use crate::net::{MAX_TX_PAYLOAD, PacketIo};
 use crate::session::Close;
 use canvas::codes::CloseCode;
 use std::time::{Duration, Instant};
@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 /// Packets that one connection may send before the next one's turn: the initial congestion window of 10 and
 /// some, so that a snapshot's start leaves as one train. Larger lets one client's snapshot delay the others.
 const TRAIN: u32 = 16;
+
+/// Bytes of a packet that was not filled: what is left of it would hold the start of any stream frame (26
+/// bytes at most) or a control frame (at most 42: NEW_CONNECTION_ID).
+const SHORT: usize = MAX_TX_PAYLOAD - 64;
 
 /// How long the client's first destination ID is remembered after the handshake: repeated Initials that were
 /// long under way must not look like a new client.
@@ -62,14 +66,21 @@ impl Core {
             self.update_subscription(slot); // frames that had to wait may have been obeyed now
         }
         let Some(conn) = self.table.get_mut(slot) else { return false };
-        let (mut packets, mut failed) = (0, false);
+        let (mut packets, mut failed, mut emptied) = (0, false, false);
+        // A second path may have packets of its own to send, a probe its double, and those of a handshake are
+        // padded.
+        let probing = std::mem::take(&mut conn.probing);
+        let simple = conn.life == Life::Open && !conn.paths.has_other() && !probing;
         let sent = io.send(&mut |room| {
-            if packets == TRAIN {
+            if packets == TRAIN || emptied {
                 return None;
             }
             match conn.quic.send(room) {
                 Ok((len, info)) => {
                     packets += 1;
+                    // quiche fills a packet with all it has: one with room left is the last. Asking it to find
+                    // nothing costs a third of a packet.
+                    emptied = simple && len <= SHORT && conn.quic.dgram_send_queue_len() == 0;
                     Some((len, conn.paths.to(info.to)))
                 }
                 Err(quiche::Error::Done) => None,
@@ -131,6 +142,7 @@ impl Core {
         let mut send = conn.acks.due().is_some_and(|due| due <= now) || conn.session.has_output();
         if quic_due.is_some_and(|due| due <= now) {
             conn.quic.on_timeout();
+            conn.probing = true;
             if conn.quic.is_closed() {
                 self.ctx.stats.idle_timeouts += u64::from(conn.quic.is_timed_out());
                 return self.remove(slot);
