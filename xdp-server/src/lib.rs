@@ -12,8 +12,10 @@
 //! | [`host`] | cores, queues and NUMA nodes, and where the threads go |
 //! | [`cli`], [`state`], [`report`] | what was asked for, what is kept, what is said |
 //! | [`doctor`] | is the host ready for what was asked for, and what would make it so? |
+//! | [`bench`] | what does it cost, beside QUIC alone? |
 //! | [`server`] | all of it, from start to end |
 
+pub mod bench;
 pub mod cli;
 pub mod doctor;
 pub mod host;

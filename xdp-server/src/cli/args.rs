@@ -59,6 +59,8 @@ pub(super) enum Verb {
     Serve,
     /// Check the host for these settings: a table of what is well, what is not, and what to type.
     Doctor,
+    /// Measure what a message, a broadcast, a handshake and a connection cost here; see `bench --help`.
+    Bench,
 }
 
 /// Parsed flags. Doc comments are the help text.

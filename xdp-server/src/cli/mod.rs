@@ -9,6 +9,7 @@
 //! Called once, by `main`, before any thread is started.
 
 mod args;
+mod bench;
 mod layers;
 mod settings;
 #[cfg(test)]
@@ -43,6 +44,8 @@ pub enum Command {
     Serve(Settings),
     /// Check whether the host is ready for these settings.
     Doctor(Settings),
+    /// Measure what things cost on this machine.
+    Bench(crate::bench::Settings),
 }
 
 /// Why there is no [`Command`].
@@ -110,6 +113,9 @@ pub enum CliError {
     /// AF_XDP by name, but nowhere to attach to.
     #[error("--backend xdp needs --iface IF, the interface to attach to; `ip -brief link` lists them")]
     XdpWithoutInterface,
+    /// `bench` after an option: it has options of its own, which stand behind it.
+    #[error("`bench` comes first, and its own options behind it: `xdp-server bench --help` lists them")]
+    BenchNotFirst,
 }
 
 impl CliError {
@@ -160,6 +166,11 @@ pub fn parse_from(
     env: &dyn Fn(&str) -> Option<OsString>,
     read: &dyn Fn(&Path) -> io::Result<String>,
 ) -> Result<Command, CliError> {
+    if let [_, name, ..] = args
+        && name == bench::NAME
+    {
+        return bench::parse(&args[1..]);
+    }
     let command = args::Args::command();
     let from_flags = args::Args::from_arg_matches(&command.clone().try_get_matches_from(args)?)?;
     let from_env = layers::from_env(&command, env)?;
@@ -182,6 +193,7 @@ pub fn parse_from(
     match args.command {
         Verb::Serve => args.try_into().map(Command::Serve),
         Verb::Doctor => args.try_into().map(Command::Doctor),
+        Verb::Bench => Err(CliError::BenchNotFirst),
     }
 }
 
@@ -193,6 +205,7 @@ impl Default for Settings {
             .expect("the defaults are valid settings")
         {
             Command::Serve(settings) | Command::Doctor(settings) => settings,
+            Command::Bench(_) => unreachable!("no argument asks for it"),
         }
     }
 }
