@@ -5,7 +5,7 @@
 //! decrypts in place. Each frame can therefore be received once only.
 
 use crate::net::frame::{self, MAX_HEADERS};
-use crate::net::{Ethernet, IoCounters, Link, MAX_TX_PAYLOAD, PacketIo, Path, Sent};
+use crate::net::{Ethernet, IoCounters, Link, MAX_TX_PAYLOAD, PacketIo, Path, Sent, Sink};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
@@ -116,6 +116,8 @@ pub struct MemoryIo {
     frames: Frames,
     /// Frames of `frames` that wait to be received.
     waiting: Range<usize>,
+    /// Frames of the burst under way: number, path, and where the payload is.
+    parsed: Vec<(usize, Path, Range<usize>)>,
     tx: Vec<u8>,
     next_tx: usize,
     /// Packets that were sent, and to which client; only while clients listen.
@@ -168,19 +170,26 @@ impl MemoryIo {
 }
 
 impl PacketIo for MemoryIo {
-    fn receive(&mut self, budget: usize, sink: &mut impl FnMut(&Path, &mut [u8])) -> usize {
-        let mut handed = 0;
+    fn receive(&mut self, budget: usize, sink: &mut impl Sink) -> usize {
+        // All headers first, as the AF_XDP backend does.
         for _ in 0..budget.min(self.waiting.len()).min(BURST) {
-            let Some((_, bytes)) = self.frames.get_mut(self.waiting.start) else { break };
+            let n = self.waiting.start;
+            let Some((_, bytes)) = self.frames.get_mut(n) else { break };
             self.waiting.start += 1;
-            let Ok((path, payload)) = frame::parse(bytes) else {
-                self.counters.rx_truncated += 1;
-                continue;
-            };
+            match frame::parse(bytes) {
+                Ok((path, payload)) => {
+                    sink.announce(&bytes[payload.clone()]);
+                    self.parsed.push((n, path, payload));
+                }
+                Err(_) => self.counters.rx_truncated += 1,
+            }
+        }
+        let handed = self.parsed.len();
+        for (n, path, payload) in self.parsed.drain(..) {
+            let Some((_, bytes)) = self.frames.get_mut(n) else { continue };
             self.counters.rx_packets += 1;
             self.counters.rx_bytes += payload.len() as u64;
-            handed += 1;
-            sink(&path, &mut bytes[payload]);
+            sink.take(&path, &mut bytes[payload]);
         }
         handed
     }
