@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     let settings = match xdp_server::cli::parse() {
         Ok(Command::Serve(settings)) => settings,
         Ok(Command::Doctor(settings)) => return xdp_server::doctor::run(&settings),
+        Ok(Command::Rss { iface, json }) => return xdp_server::rss::run(&iface, json),
         Err(error) => return error.report(),
     };
     match xdp_server::server::run(&settings) {

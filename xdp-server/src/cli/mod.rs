@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use args::Verb;
 use clap::{CommandFactory, FromArgMatches};
 
-pub use settings::{Backend, CertificateFiles, HugePages, PollMode, Settings, Steering, XdpMode};
+pub use settings::{Backend, CertificateFiles, HugePages, Metrics, PollMode, Settings, Steering, XdpMode};
 
 /// Exit status of a wrong setting; `--help` documents it. 0 and 1 are the standard library's.
 pub const EXIT_USAGE: u8 = 2;
@@ -43,6 +43,13 @@ pub enum Command {
     Serve(Settings),
     /// Check whether the host is ready for these settings.
     Doctor(Settings),
+    /// Show how this interface spreads packets over its receive queues.
+    Rss {
+        /// Its name.
+        iface: String,
+        /// As JSON.
+        json: bool,
+    },
 }
 
 /// Why there is no [`Command`].
@@ -110,6 +117,9 @@ pub enum CliError {
     /// AF_XDP by name, but nowhere to attach to.
     #[error("--backend xdp needs --iface IF, the interface to attach to; `ip -brief link` lists them")]
     XdpWithoutInterface,
+    /// Whose RSS?
+    #[error("rss needs --iface IF, the interface to look at; `ip -brief link` lists them")]
+    RssWithoutInterface,
 }
 
 impl CliError {
@@ -182,6 +192,10 @@ pub fn parse_from(
     match args.command {
         Verb::Serve => args.try_into().map(Command::Serve),
         Verb::Doctor => args.try_into().map(Command::Doctor),
+        Verb::Rss => {
+            let Settings { iface, json, .. } = args.try_into()?;
+            Ok(Command::Rss { iface: iface.ok_or(CliError::RssWithoutInterface)?, json })
+        }
     }
 }
 
@@ -192,7 +206,8 @@ impl Default for Settings {
         match parse_from(&["xdp-server".into()], &|_| None, &nothing)
             .expect("the defaults are valid settings")
         {
-            Command::Serve(settings) | Command::Doctor(settings) => settings,
+            Command::Serve(settings) => settings,
+            other => unreachable!("{other:?} needs a word on the command line"),
         }
     }
 }
