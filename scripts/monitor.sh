@@ -296,7 +296,7 @@ share() {
         whole = all - before_all
         if (whole <= 0) exit
         working = 1 - (waited - before) / whole
-        printf "%.4f", working < 0 ? 0 : working > 1 ? 1 : working
+        printf("%.4f", working < 0 ? 0 : (working > 1 ? 1 : working))
     }'
 }
 

@@ -22,10 +22,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::unistd::{SysconfVar, sysconf};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -108,14 +106,14 @@ impl Collector for Process {
             Family { name: name.into(), help, unit, kind: MetricType::Gauge, samples }
         };
         let since_epoch = self.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let help = "Start of the process, in seconds since 1970 UTC";
+        let help = "Start of the process, in seconds since 1970 UTC.";
         let mut families = vec![gauge("process_start_time", help, Some(Unit::Seconds), since_epoch)];
         if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
             let spent = [usage.user_time(), usage.system_time()];
             let seconds = spent.map(|time| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6).iter().sum();
             families.push(Family {
                 name: "process_cpu".into(),
-                help: "CPU time of the process, user and system",
+                help: "CPU time of the process, user and system.",
                 unit: Some(Unit::Seconds),
                 kind: MetricType::Counter,
                 samples: vec![(Labels::new(), Value::Seconds(seconds))],
@@ -123,8 +121,13 @@ impl Collector for Process {
         }
         if let Some((virtual_memory, resident)) = memory() {
             let bytes = Some(Unit::Bytes);
-            families.push(gauge("process_virtual_memory", "Mapped memory", bytes.clone(), virtual_memory));
-            families.push(gauge("process_resident_memory", "Memory in use", bytes, resident));
+            families.push(gauge("process_virtual_memory", "Mapped memory.", bytes.clone(), virtual_memory));
+            families.push(gauge(
+                "process_resident_memory",
+                "Resident memory, but for huge pages of the pool.",
+                bytes,
+                resident,
+            ));
         }
         families.iter().try_for_each(|family| family.encode(&mut encoder))
     }
@@ -160,20 +163,27 @@ enum Value {
 
 impl Family {
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = self.help.trim_end_matches('.');
-        let mut metric = encoder.encode_descriptor(&self.name, help, self.unit.as_ref(), self.kind)?;
+        let mut metric = encoder.encode_descriptor(&self.name, self.help, self.unit.as_ref(), self.kind)?;
         for (labels, value) in &self.samples {
-            let sample = metric.encode_family(labels)?;
-            match (self.kind, *value) {
-                (MetricType::Counter, Value::Count(count)) => ConstCounter::new(count).encode(sample)?,
-                (MetricType::Counter, Value::Seconds(seconds)) => {
-                    ConstCounter::new(seconds).encode(sample)?
-                }
-                (_, Value::Count(count)) => ConstGauge::new(count.cast_signed()).encode(sample)?,
-                (_, Value::Seconds(seconds)) => ConstGauge::new(seconds).encode(sample)?,
+            match labels.is_empty() {
+                true => self.encode_value(*value, &mut metric)?,
+                false => self.encode_value(*value, &mut metric.encode_family(labels)?)?,
             }
         }
         Ok(())
+    }
+
+    fn encode_value(&self, value: Value, sample: &mut MetricEncoder<'_>) -> fmt::Result {
+        match (self.kind, value) {
+            (MetricType::Counter, Value::Count(count)) => {
+                sample.encode_counter::<NoLabelSet, _, u64>(&count, None)
+            }
+            (MetricType::Counter, Value::Seconds(time)) => {
+                sample.encode_counter::<NoLabelSet, _, u64>(&time, None)
+            }
+            (_, Value::Count(count)) => sample.encode_gauge(&count.cast_signed()),
+            (_, Value::Seconds(time)) => sample.encode_gauge(&time),
+        }
     }
 }
 
@@ -209,7 +219,7 @@ fn add(families: &mut Vec<Family>, prefix: &str, field: Field, common: &Labels) 
     let mut labels = common.clone();
     let (name, help, unit, kind, value) = if let Some(regime) = name.strip_suffix(NANOSECONDS) {
         labels.push(("regime", regime.to_owned()));
-        let help = "Time of the thread, by what it was spent with";
+        let help = "Time of the thread, by what it was spent with.";
         (
             "time".to_owned(),
             help,
@@ -219,7 +229,7 @@ fn add(families: &mut Vec<Family>, prefix: &str, field: Field, common: &Labels) 
         )
     } else if is_drop(name) {
         labels.push(("cause", name.to_owned()));
-        let help = "Packets, datagrams, pixels and diffs dropped, each in its own unit, by cause";
+        let help = "Packets, datagrams, pixels and diffs dropped, each in its own unit, by cause.";
         ("drops".to_owned(), help, None, MetricType::Counter, Value::Count(value))
     } else if let Some(help) = doc.strip_prefix("Gauge: ") {
         (name.to_owned(), help, None, MetricType::Gauge, Value::Count(value))

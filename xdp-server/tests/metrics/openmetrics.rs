@@ -40,7 +40,15 @@ impl Exposition {
                 continue;
             }
             let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| fail("no value"));
-            let (metric, labels) = name.split_once('{').unwrap_or((name, "}"));
+            let (metric, labels) = match name.split_once('{') {
+                Some((metric, labels)) => {
+                    (metric, labels.strip_suffix('}').unwrap_or_else(|| fail("labels without an end")))
+                }
+                None => (name, ""),
+            };
+            if name.ends_with("{}") {
+                fail("braces around nothing");
+            }
             let suffix = match kind {
                 "counter" => "_total",
                 "info" => "_info",
@@ -54,7 +62,6 @@ impl Exposition {
                 !word.is_empty()
                     && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
             };
-            let labels = labels.strip_suffix('}').unwrap_or_else(|| fail("labels without an end"));
             for label in labels.split(',').filter(|label| !label.is_empty()) {
                 let (key, value) = label.split_once('=').unwrap_or_else(|| fail("no label"));
                 let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
