@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Watches a running server and writes what it sees as CSV, a line each interval. See usage below.
 #
-# Sources, none of which is the server's own time: /proc/PID for memory and for the counters of the network namespace
-# that the server is in, its metrics (--metrics) for all that the kernel does not know, ethtool for a NIC's queues. A
-# source that is missing leaves its columns empty, and is named once on standard error.
+# Sources, none of which takes time of the server's workers: /proc/PID for memory and for the counters of the
+# network namespace that the server is in, its metrics (--metrics) for all that the kernel does not know,
+# ethtool for a NIC's queues. A source that is missing leaves its columns empty, and is named once on standard
+# error.
 set -euo pipefail
 
 usage() {
@@ -40,7 +41,8 @@ Columns. Counters count from their start on; an empty field is unknown.
 The server's metrics are asked for where this runs: for a server in a network namespace, run this in it, with
 ip netns exec. Needs the right to read /proc/PID, so to be root or the server's user.
 
-Exit status: 0 ended as told, or with the server; 1 nothing to watch, or the file cannot be written; 2 wrong usage.
+Exit status: 0 ended as told, or with the server; 1 nothing to watch, or the file cannot be written; 2 wrong
+usage.
 USAGE
 }
 
@@ -124,7 +126,8 @@ if [[ -z $pid ]]; then
         *) die "several processes are called xdp-server: ${pids[*]}; give one of them with --pid" ;;
     esac
 fi
-[[ -e /proc/$pid/status ]] || die "there is no process $pid; \`pgrep -a xdp-server\` shows the servers that run"
+[[ -e /proc/$pid/status ]] ||
+    die "there is no process $pid; \`pgrep -a xdp-server\` shows the servers that run"
 
 if [[ $out != - ]]; then
     exec >"$out" || die "cannot write $out; give another --out FILE"
@@ -169,9 +172,9 @@ scrape() {
     exec 3>&-
 }
 
-# From the metrics on standard input: connections, fill_ring_empty, rx_dropped, invalid_descs and sq_full on the first
-# line, then for each worker, in order, its number, packets received, seconds waited, seconds of all kinds. Nothing if
-# these are no metrics of a server.
+# From the metrics on standard input: connections, fill_ring_empty, rx_dropped, invalid_descs and sq_full on
+# the first line, then for each worker, in order, its number, packets received, seconds waited, seconds of all
+# kinds. Nothing if these are no metrics of a server.
 digest() {
     awk '
         function label(name,    at) {
@@ -213,8 +216,8 @@ digest() {
         }'
 }
 
-# The counters of the UDP sockets of the server's namespace: in, out, errors, receive and send buffer errors; of IPv4
-# and IPv6 together.
+# The counters of the UDP sockets of the server's namespace: in, out, errors, receive and send buffer errors;
+# of IPv4 and IPv6 together.
 udp_counters() {
     { cat "/proc/$pid/net/snmp" "/proc/$pid/net/snmp6" 2>/dev/null || true; } | awk '
         $1 == "Udp:" && !named { for (i = 2; i <= NF; i++) column[i] = $i; named = 1; next }
@@ -227,8 +230,8 @@ udp_counters() {
         }'
 }
 
-# Entries of the connection tracking table of the server's namespace, and how many fit: `,` without that module.
-# Zero is said by the kernel as readily as by a namespace that tracks nothing.
+# Entries of the connection tracking table of the server's namespace, and how many fit: `,` without that
+# module. Zero is said by the kernel as readily as by a namespace that tracks nothing.
 conntrack() {
     local header entries='' count='' most=''
     {
@@ -241,8 +244,9 @@ conntrack() {
     echo "$count,$most"
 }
 
-# Packets of each receive queue as the driver counts them: lines of queue and packets. Drivers differ in names:
-# rx_queue_0_packets (ixgbe, ice, igb), rx-0.packets (i40e), rx0_packets (mlx5, virtio_net, bnxt), queue_0_rx_cnt (ena).
+# Packets of each receive queue as the driver counts them: lines of queue and packets. Drivers differ in
+# names: rx_queue_0_packets (ixgbe, ice, igb), rx-0.packets (i40e), rx0_packets (mlx5, virtio_net, bnxt),
+# queue_0_rx_cnt (ena).
 driver_queues() {
     ethtool -S "$iface" 2>/dev/null | awk -F: '
         {
@@ -256,8 +260,9 @@ driver_queues() {
         }' | sort -n
 }
 
-# observe: reads all sources. Sets `observed` to when it did, in milliseconds, `text` to the fields but the timestamp and those of queues, and for each queue q
-# packets[q], waited[q] and all_time[q], as far as they are known.
+# observe: reads all sources. Sets `observed` to when it did, in milliseconds, `text` to the fields but the
+# timestamp and those of queues, and for each queue q packets[q], waited[q] and all_time[q], as far as they
+# are known.
 declare -A packets=() waited=() all_time=()
 observe() {
     local lines udp rss digested queue received waiting all tracked

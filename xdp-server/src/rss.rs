@@ -103,8 +103,8 @@ impl Facts {
         .collect();
         if !untold.is_empty() {
             warnings.push(format!(
-                "the driver does not tell its {}: clients cannot be aligned with queues; `ethtool -i {iface}` \
-                 shows its version, a newer one may",
+                "the driver does not tell its {}: clients cannot be aligned with queues; a newer driver may \
+                 tell, `ethtool -i {iface}` shows its version",
                 untold.join(", ")
             ));
         }
@@ -179,8 +179,9 @@ fn table_lines(table: &[u32]) -> Vec<String> {
     lines
 }
 
-/// Prints how `iface` chooses queues, as text or as one JSON object, and returns the status to exit with: 0 if
-/// by addresses and ports, or by the sender; 1 if otherwise, or not told; 2 if there is no such interface.
+/// Prints how `iface` chooses queues, as text or as one JSON object, and returns the status to exit with: 0
+/// if by addresses and ports, or by the sender, or if there is one queue; 1 if otherwise, or not told; 2 if
+/// there is no such interface.
 pub fn run(iface: &str, json: bool) -> ExitCode {
     let facts = match Facts::gather(iface) {
         Ok(facts) => facts,

@@ -15,6 +15,7 @@ mod programs;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -261,9 +262,9 @@ fn the_monitor_writes_well_formed_csv_of_a_server_at_work() {
     assert!(!said.contains("metrics"), "{said}");
     let csv = String::from_utf8(output.stdout).unwrap();
     let (header, rows) = rows(&csv);
-    let expected = "timestamp,udp_in,udp_out,udp_in_err,rcvbuf_err,sndbuf_err,rss_mb,connections,fill_ring_empty,\
-                    rx_dropped,invalid_descs,sq_full,conntrack_count,conntrack_max,rx_packets_q0,\
-                    working_share_q0,rx_packets_q1,working_share_q1";
+    let expected = "timestamp,udp_in,udp_out,udp_in_err,rcvbuf_err,sndbuf_err,rss_mb,connections,\
+                    fill_ring_empty,rx_dropped,invalid_descs,sq_full,conntrack_count,conntrack_max,\
+                    rx_packets_q0,working_share_q0,rx_packets_q1,working_share_q1";
     assert_eq!(header.join(","), expected);
     assert!((3..=7).contains(&rows.len()), "3 s of half seconds, fewer on a busy machine: {csv}");
 
@@ -324,4 +325,36 @@ fn the_monitor_goes_without_metrics_and_ends_with_the_server_or_when_told() {
         assert_eq!(header.len(), 14, "no columns of queues: {csv}");
         assert!(rows[0][1].is_some() && rows[0][6].is_some() && rows[0][7].is_none(), "{csv}");
     }
+}
+
+#[test]
+fn where_there_are_no_metrics_the_driver_counts_for_the_queues() {
+    let home = Home::new();
+    let (server, _, _) = on_loopback(&home);
+    let nowhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    // What ethtool says of an ice, of a mlx5, and of an ena.
+    for names in [["rx_queue_0", "packets"], ["rx0", "packets"], ["queue_0", "rx_cnt"]] {
+        let [queue_0, count] = names;
+        let queue_1 = queue_0.replace('0', "1");
+        let text = format!(
+            "NIC statistics:\n  rx_packets: 99\n  {queue_1}_{count}: 12\n  {queue_0}_{count}: 11\n  \
+             {queue_0}_bytes: 98\n  rx_dropped: 3\n"
+        );
+        let ethtool = home.path("ethtool");
+        fs::write(&ethtool, format!("#!/bin/sh\ncat <<END\n{text}END\n")).unwrap();
+        fs::set_permissions(&ethtool, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", ethtool.parent().unwrap().display(), std::env::var("PATH").unwrap());
+        let flags = ["--iface", "lo", "--duration", "0.1"];
+        let output = monitor(&server, &nowhere, &flags).env("PATH", path).output().unwrap();
+        let csv = String::from_utf8(output.stdout).unwrap();
+        let (header, rows) = rows(&csv);
+        let queues = &header[14..];
+        assert_eq!(
+            queues,
+            ["rx_packets_q0", "working_share_q0", "rx_packets_q1", "working_share_q1"],
+            "{csv}"
+        );
+        assert_eq!(rows[0][14..], [Some(11.0), None, Some(12.0), None], "{csv}");
+    }
+    server.stop();
 }

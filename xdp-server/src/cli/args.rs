@@ -53,8 +53,8 @@ Exit status of doctor:
   1  warnings: the server runs, more slowly than it could
   2  the server cannot run with these settings, or a setting is wrong
 Exit status of rss:
-  0  the NIC spreads UDP by addresses and ports, over more than one queue
-  1  it does otherwise, or does not tell
+  0  queues are chosen by addresses and ports (on veth by the sender), or there is one
+  1  they are chosen otherwise, or the driver does not tell
   2  there is no such interface, or a setting is wrong";
 
 /// The one word that is no option. It is a word, and not a subcommand of clap, so that options may stand on

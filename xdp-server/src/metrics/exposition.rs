@@ -11,8 +11,8 @@
 //! | documented as `Gauge:` | `xdp_server_connections`, a gauge |
 //! | any other | `xdp_server_handshakes_completed_total` |
 //!
-//! The master's have no labels, and its times are `xdp_server_master_time_seconds_total`. What is known of the
-//! process itself has the names that all exporters give it, `process_cpu_seconds_total` and so on.
+//! The master's have no labels, and its times are `xdp_server_master_time_seconds_total`. What is known of
+//! the process itself has the names that all exporters give it, `process_cpu_seconds_total` and so on.
 
 use std::fmt;
 use std::fs;

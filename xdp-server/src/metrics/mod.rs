@@ -3,10 +3,11 @@
 //! Theory of operation
 //! -------------------
 //! The listening socket is opened early, on the main thread ([`Endpoint::open`]): a port below 1024 needs the
-//! rights of that time, and an address that is taken is known before anything else is set up. When the workers
-//! run, one thread more, of no privileges and not pinned, answers requests ([`Endpoint::start`]) until the
-//! server ends. `exposition` makes the text, from the copies of the counters that workers publish about once
-//! a millisecond for whoever reports ([`crate::stats`]): the packet path does nothing for it, and never waits.
+//! rights of that time, and an address that is taken is known before anything else is set up. When the
+//! workers run, one thread more, of no privileges and not pinned, answers requests ([`Endpoint::start`])
+//! until the server ends. `exposition` makes the text, from the copies of the counters that workers publish
+//! about once a millisecond for whoever reports ([`crate::stats`]): the packet path does nothing for it, and
+//! never waits.
 //!
 //! `http` answers. What a scraper can take is bounded: so many connections, so long, so many bytes of a
 //! request. One that stalls takes one of those connections until its time is over, and delays nobody else.

@@ -65,7 +65,7 @@ impl Exposition {
             for label in labels.split(',').filter(|label| !label.is_empty()) {
                 let (key, value) = label.split_once('=').unwrap_or_else(|| fail("no label"));
                 let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
-                if !plain(key) || !value.is_some_and(|value| !value.contains(['"', '\\'])) {
+                if !plain(key) || value.is_none_or(|value| value.contains(['"', '\\'])) {
                     fail("a bad label");
                 }
             }
