@@ -269,7 +269,8 @@ observe() {
     observed=$(now_ms)
     packets=() waited=() all_time=()
     udp=$(udp_counters)
-    [[ $udp != ,* ]] || missing snmp "cannot read /proc/$pid/net/snmp: no columns udp_*; are you its user, or root?"
+    [[ $udp != ,* ]] ||
+        missing snmp "cannot read /proc/$pid/net/snmp: no columns udp_*; are you its user, or root?"
     rss=$(awk '$1 == "VmRSS:" { printf "%.1f", $2 / 1024 }' "/proc/$pid/status" 2>/dev/null || true)
     digested=$(scrape | digest || true)
     if [[ -n $digested ]]; then
@@ -280,18 +281,20 @@ observe() {
         done
     else
         lines=(',,,,')
-        server_lives && missing metrics "no metrics of a server at $url: its columns stay empty; the server's --metrics \
-says where they are, and one in a network namespace is asked by: ip netns exec NAMESPACE $0"
+        ! server_lives ||
+            missing metrics "no metrics of a server at $url: its columns stay empty; the server's option \
+--metrics says where they are; for one in a network namespace type: ip netns exec NAMESPACE $0 ..."
         if [[ -n $iface ]]; then
             while read -r queue received; do
                 packets[$queue]=$received
             done < <(driver_queues || true)
             [[ ${#packets[@]} -gt 0 ]] ||
-                missing ethtool "the driver of $iface counts no packets of queues (ethtool -S $iface): no columns rx_packets_q"
+                missing ethtool "ethtool -S $iface has no packets of queues: no columns rx_packets_q"
         fi
     fi
     tracked=$(conntrack)
-    [[ $tracked != , ]] || missing conntrack "no connection tracking here: conntrack_* stay empty, and nothing is lost"
+    [[ $tracked != , ]] ||
+        missing conntrack "no connection tracking here: conntrack_* stay empty, and nothing is lost"
     text=$udp,$rss,${lines[0]},$tracked
 }
 
@@ -334,7 +337,8 @@ while true; do
     for ((queue = 0; queue < queues; queue++)); do
         line+=,${packets[$queue]-},
         if [[ -n ${all_before[$queue]-} && -n ${all_time[$queue]-} ]]; then
-            line+=$(share "${waited_before[$queue]}" "${waited[$queue]}" "${all_before[$queue]}" "${all_time[$queue]}")
+            line+=$(share "${waited_before[$queue]}" "${waited[$queue]}" \
+                "${all_before[$queue]}" "${all_time[$queue]}")
         fi
         waited_before[$queue]=${waited[$queue]-}
         all_before[$queue]=${all_time[$queue]-}
