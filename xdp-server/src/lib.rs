@@ -11,6 +11,8 @@
 //! | [`master`] | the canvas's one writer |
 //! | [`host`] | cores, queues and NUMA nodes, and where the threads go |
 //! | [`cli`], [`state`], [`report`] | what was asked for, what is kept, what is said |
+//! | [`metrics`] | the counters, for Prometheus |
+//! | [`rss`] | how does a NIC spread clients over its queues? |
 //! | [`doctor`] | is the host ready for what was asked for, and what would make it so? |
 //! | [`bench`] | what does it cost, beside QUIC alone? |
 //! | [`server`] | all of it, from start to end |
@@ -21,9 +23,11 @@ pub mod doctor;
 pub mod host;
 pub mod link;
 pub mod master;
+pub mod metrics;
 pub mod net;
 pub mod quic;
 pub mod report;
+pub mod rss;
 pub mod server;
 pub mod session;
 pub mod state;

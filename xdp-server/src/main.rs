@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Ok(Command::Serve(settings)) => settings,
         Ok(Command::Doctor(settings)) => return xdp_server::doctor::run(&settings),
         Ok(Command::Bench(settings)) => return xdp_server::bench::run(&settings),
+        Ok(Command::Rss { iface, json }) => return xdp_server::rss::run(&iface, json),
         Err(error) => return error.report(),
     };
     match xdp_server::server::run(&settings) {

@@ -20,9 +20,10 @@ use crate::host::topology::{self, MasterPlacement, Poll, Topology};
 use crate::host::{HostError, HostFacts};
 use crate::link::{self, Phase, Shared, WorkerLink};
 use crate::master::Master;
+use crate::metrics::{self, MetricsError};
 use crate::net::PacketIo;
 use crate::quic::config::{QuicSettings, WorkerQuic};
-use crate::report::{Reporter, Start, WorkerIo};
+use crate::report::{Reporter, Start, WorkerIo, served_queue};
 use crate::session::SessionSettings;
 use crate::state::{CertificateError, Identity, StateDir, StateError};
 use crate::worker::{Ended, Worker, WorkerParts};
@@ -62,6 +63,9 @@ pub enum ServerError {
     /// No packet I/O.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// No metrics where they were asked for.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// No memory for the canvas.
     #[error(transparent)]
     Memory(#[from] hugepages::Error),
@@ -118,7 +122,8 @@ pub fn run(settings: &Settings) -> Result<(), ServerError> {
     let identity = Identity::obtain(settings.certificate.as_ref(), &state, &addresses, now)?;
 
     let mut notes = Vec::new();
-    let mut server = Assembly::new(settings, &topology, &identity, &keys, &mut notes)?;
+    let metrics = metrics::Endpoint::open(settings.metrics, &mut notes)?;
+    let mut server = Assembly::new(settings, &topology, &identity, &keys, metrics, &mut notes)?;
     let backend = backend::open(settings, &topology, &mut notes)?;
     let dump = settings.dump.as_ref().map(File::create).transpose();
     let dump = dump.map_err(|source| ServerError::System { what: "open the --dump file", source })?;
@@ -173,6 +178,7 @@ struct Assembly<'a> {
     /// up.
     quic: Vec<WorkerQuic>,
     keys: crate::state::Keys,
+    metrics: Option<metrics::Endpoint>,
     memory: Vec<Report>,
 }
 
@@ -182,6 +188,7 @@ impl<'a> Assembly<'a> {
         topology: &'a Topology,
         identity: &'a Identity,
         keys: &crate::state::Keys,
+        metrics: Option<metrics::Endpoint>,
         notes: &mut Vec<String>,
     ) -> Result<Self, ServerError> {
         let geometry = Geometry::new(settings.width.into(), settings.height.into())
@@ -215,7 +222,7 @@ impl<'a> Assembly<'a> {
             notes.push(format!("the limit of open files stays as it is: {error}"));
         }
         let keys = keys.clone();
-        Ok(Self { settings, topology, identity, master, links, tiles, palette, quic, keys, memory })
+        Ok(Self { settings, topology, identity, master, links, tiles, palette, quic, keys, metrics, memory })
     }
 
     /// Starts all threads on `ios`, and reports the start when they are ready.
@@ -227,13 +234,15 @@ impl<'a> Assembly<'a> {
         dump: Option<File>,
         notes: &mut Vec<String>,
     ) -> Result<Running<I>, ServerError> {
-        let Self { settings, topology, identity, master, links, tiles, palette, quic, keys, memory } = self;
+        let Self { settings, topology, identity, master, links, tiles, palette, quic, keys, metrics, memory } =
+            self;
         let shared = links[0].shared.clone();
         let sleepy = topology.poll == Poll::Adaptive;
         let mut running = Running {
             shared: shared.clone(),
             workers: Vec::new(),
             master: None,
+            metrics: None,
             reporter: Reporter::new(settings),
             duration: settings.duration,
             dump,
@@ -293,7 +302,15 @@ impl<'a> Assembly<'a> {
         }
         // A line for each page size and node.
         notes.extend(hugepages::advise(&reports).iter().flat_map(|advice| advice.lines().map(str::to_owned)));
-        let start = Start { settings, topology, io: &described, addresses, identity, notes };
+        let at = metrics.as_ref().map(metrics::Endpoint::address);
+        let start = Start { settings, topology, io: &described, addresses, metrics: at, identity, notes };
+        if let Some(endpoint) = metrics {
+            let queues = topology.workers.iter().zip(&described);
+            let queues = queues.map(|(worker, io)| served_queue(worker, io)).collect();
+            let common = start.common();
+            let source = metrics::Source::new(shared, queues, common.backend, common.mode);
+            running.metrics = Some(endpoint.start(source, |life| spawn("metrics", life))?);
+        }
         running.reporter.start(&start, OffsetDateTime::now_utc());
         Ok(running)
     }
@@ -338,6 +355,8 @@ struct Running<I> {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<Option<Ended<I>>>>,
     master: Option<JoinHandle<()>>,
+    /// Lives as long as this, so that the drain can be watched, too.
+    metrics: Option<metrics::Serving>,
     reporter: Reporter,
     duration: Option<Duration>,
     dump: Option<File>,

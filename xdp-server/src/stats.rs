@@ -6,6 +6,17 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// One counter of a block, for who reports all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Its name.
+    pub name: &'static str,
+    /// What it counts: one or two sentences. Those of gauges begin with `Gauge:`.
+    pub doc: &'static str,
+    /// Its value.
+    pub value: u64,
+}
+
 /// Declares a block of `u64` counters, its atomic twin and the copies between them.
 macro_rules! counters {
     ($(#[$meta:meta])* $name:ident, $(#[$cell_meta:meta])* $cell:ident { $($(#[doc = $doc:literal])+ $field:ident,)+ }) => {
@@ -29,6 +40,22 @@ macro_rules! counters {
         impl $name {
             /// Adds `other` field by field: the sum over workers.
             pub fn add(&mut self, other: &$name) { $(self.$field = self.$field.wrapping_add(other.$field);)+ }
+
+            /// All counters, in the order in which they are declared.
+            pub fn fields(&self) -> impl Iterator<Item = Field> {
+                [$(Field {
+                    name: stringify!($field),
+                    doc: concat!($($doc),+).trim_ascii(),
+                    value: self.$field,
+                }),+].into_iter()
+            }
+
+            /// Values that all differ: 1 for the first counter, 2 for the second...
+            #[cfg(test)]
+            pub(crate) fn numbered() -> $name {
+                let mut numbers = 1..;
+                $name { $($field: numbers.next().unwrap(),)+ }
+            }
         }
     };
 }
@@ -40,13 +67,13 @@ counters! {
     WorkerCell {
         /// UDP payloads received.
         rx_packets,
-        /// Bytes of them.
+        /// Bytes of UDP payloads received.
         rx_bytes,
-        /// Of `rx_packets`: through the ordinary socket beside AF_XDP.
+        /// UDP payloads received through the ordinary socket beside AF_XDP; `rx_packets` has them, too.
         rx_kernel_packets,
         /// UDP payloads sent.
         tx_packets,
-        /// Bytes of them.
+        /// Bytes of UDP payloads sent.
         tx_bytes,
         /// Times that no transmit buffer was free.
         tx_blocked,
@@ -98,7 +125,7 @@ counters! {
         subscribers,
         /// Connections ended, for whatever reason.
         connections_closed,
-        /// Of those: by idle timeout.
+        /// Connections ended by idle timeout; `connections_closed` has them, too.
         idle_timeouts,
         /// Connections refused with SERVER_FULL.
         refused_full,
@@ -108,11 +135,11 @@ counters! {
         rate_limited,
         /// Messages received: PAINT datagrams and control frames.
         messages,
-        /// Pixels received in them.
+        /// Pixels received in messages.
         pixels_received,
         /// Pixels rejected (outside the canvas or palette, before HELLO, overload).
         pixels_rejected,
-        /// Of those: for want of room in the paint queue.
+        /// Pixels rejected for want of room in the paint queue; `pixels_rejected` has them, too.
         pixels_overload,
         /// Client datagrams dropped as malformed.
         datagrams_malformed,
@@ -133,7 +160,7 @@ counters! {
         drained,
         /// Turns of the worker's loop.
         turns,
-        /// Of those: turns that found something to do.
+        /// Turns of the worker's loop that found something to do.
         busy_turns,
         /// Turns that received packets: `rx_packets` by this is the mean batch.
         rx_batches,
@@ -178,7 +205,7 @@ counters! {
         pixels_applied,
         /// Ticks published.
         ticks,
-        /// Of those: ticks in which some pixel changed.
+        /// Ticks in which some pixel changed.
         ticks_with_changes,
         /// Pixels in the diffs: those that were painted, each once a tick.
         pixels_changed,
@@ -204,5 +231,17 @@ mod tests {
         let mut sum = mine;
         sum.add(&WorkerStats { rx_packets: 3, waiting_ns: 1, ..Default::default() });
         assert_eq!((sum.rx_packets, sum.waiting_ns), (10, 0));
+    }
+
+    #[test]
+    fn fields_are_all_there_is() {
+        let numbered = WorkerStats::numbered();
+        let json = serde_json::to_value(numbered).unwrap();
+        let fields: Vec<Field> = numbered.fields().collect();
+        assert_eq!(fields.len(), json.as_object().unwrap().len());
+        for (field, number) in fields.iter().zip(1..) {
+            assert_eq!((&json[field.name], field.value), (&number.into(), number), "{field:?}");
+            assert!(field.doc.ends_with('.') && !field.doc.starts_with(' '), "{field:?}");
+        }
     }
 }

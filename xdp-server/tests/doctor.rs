@@ -309,6 +309,34 @@ fn text_is_for_people_and_json_for_scripts() {
     });
 }
 
+#[test]
+fn rss_tells_how_a_veth_chooses_queues() {
+    Network::run(|| {
+        let run = |flags: &str| {
+            let output = Command::new(binary()).arg("rss").args(flags.split(' ')).output().unwrap();
+            let [text, errors] =
+                [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+            (output.status.code().unwrap(), text, errors)
+        };
+        sh("ethtool -L serv0 rx 3 tx 4");
+        let (code, json, errors) = run("--iface serv0 --json");
+        assert_eq!((code, errors.as_str()), (0, ""), "{json}");
+        let expected = serde_json::json!({
+            "iface": "serv0", "driver": "veth", "queues": 3, "key": null, "indirection": null,
+            "function": null, "fields": { "udp4": null, "udp6": null }, "tx_selected": true,
+        });
+        let got: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(got, expected);
+        let (code, text, _) = run("--iface serv0");
+        assert_eq!(code, 0);
+        assert!(text.contains("serv0 (veth)") && text.contains("3 receive"), "{text}");
+        assert!(text.contains("transmit queue i to receive queue i"), "{text}");
+        let (code, text, errors) = run("--iface eth77");
+        assert_eq!((code, text.as_str()), (2, ""));
+        assert!(errors.contains("no interface eth77") && errors.contains("serv0"), "{errors}");
+    });
+}
+
 fn assert_root() {
     assert!(
         nix::unistd::geteuid().is_root(),

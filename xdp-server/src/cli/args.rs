@@ -9,8 +9,8 @@ use std::time::Duration;
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{Parser, ValueEnum};
 
-use super::settings::{Backend, CertificateFiles, HugePages, PollMode, Settings, Steering, XdpMode};
-use super::values::{CpuList, cpu_list, interface, listen_address, socket_buffer, token};
+use super::settings::{Backend, CertificateFiles, HugePages, Metrics, PollMode, Settings, Steering, XdpMode};
+use super::values::{CpuList, cpu_list, interface, listen_address, metrics, socket_buffer, token};
 use super::{CliError, MAX_CONNECTIONS_PER_WORKER, MAX_WORKERS};
 
 const ABOUT: &str =
@@ -41,6 +41,8 @@ Examples:
       xdp-server --duration 10 --json --quiet | tail -n 1
   Is this host ready for that? What to type where it is not:
       sudo xdp-server doctor --iface eth0 --queues 47
+  How does the NIC choose a queue? For load generators, too:
+      xdp-server rss --iface eth0 --json
 
 Exit status:
   0  ended as told: by signal, or by --duration
@@ -49,7 +51,11 @@ Exit status:
 Exit status of doctor:
   0  all is well
   1  warnings: the server runs, more slowly than it could
-  2  the server cannot run with these settings, or a setting is wrong";
+  2  the server cannot run with these settings, or a setting is wrong
+Exit status of rss:
+  0  queues are chosen by addresses and ports (on veth by the sender), or there is one
+  1  they are chosen otherwise, or the driver does not tell
+  2  there is no such interface, or a setting is wrong";
 
 /// The one word that is no option. It is a word, and not a subcommand of clap, so that options may stand on
 /// either side of it, and come from environment and file alike.
@@ -61,6 +67,8 @@ pub(super) enum Verb {
     Doctor,
     /// Measure what a message, a broadcast, a handshake and a connection cost here; see `bench --help`.
     Bench,
+    /// Show how the NIC of --iface spreads clients over its receive queues (RSS): hash, key, table.
+    Rss,
 }
 
 /// Parsed flags. Doc comments are the help text.
@@ -340,6 +348,11 @@ pub(super) struct Args {
     )]
     duration: Option<u32>,
 
+    /// Serve all counters by HTTP at this address, path /metrics, for Prometheus and the like; off serves none
+    /// [default: 127.0.0.1:9464, if it is free]
+    #[arg(long, value_name = "ADDR:PORT|off", value_parser = metrics, help_heading = "Program")]
+    metrics: Option<Metrics>,
+
     /// Write the canvas to this file at the end: one byte a pixel, row by row. It is opened at start, with
     /// the rights of that time
     #[arg(long, value_name = "FILE", help_heading = "Program")]
@@ -382,6 +395,7 @@ impl TryFrom<Args> for Settings {
             quiet: args.quiet,
             json: args.json,
             duration: args.duration.map(|seconds| Duration::from_secs(seconds.into())),
+            metrics: args.metrics.unwrap_or(Metrics::Usual),
             dump: args.dump,
             socket_recv_buffer: args.socket_recv_buffer,
             socket_send_buffer: args.socket_send_buffer,

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use args::Verb;
 use clap::{CommandFactory, FromArgMatches};
 
-pub use settings::{Backend, CertificateFiles, HugePages, PollMode, Settings, Steering, XdpMode};
+pub use settings::{Backend, CertificateFiles, HugePages, Metrics, PollMode, Settings, Steering, XdpMode};
 
 /// Exit status of a wrong setting; `--help` documents it. 0 and 1 are the standard library's.
 pub const EXIT_USAGE: u8 = 2;
@@ -46,6 +46,13 @@ pub enum Command {
     Doctor(Settings),
     /// Measure what things cost on this machine.
     Bench(crate::bench::Settings),
+    /// Show how this interface spreads packets over its receive queues.
+    Rss {
+        /// Its name.
+        iface: String,
+        /// As JSON.
+        json: bool,
+    },
 }
 
 /// Why there is no [`Command`].
@@ -116,6 +123,9 @@ pub enum CliError {
     /// `bench` after an option: it has options of its own, which stand behind it.
     #[error("`bench` comes first, and its own options behind it: `xdp-server bench --help` lists them")]
     BenchNotFirst,
+    /// Whose RSS?
+    #[error("rss needs --iface IF, the interface to look at; `ip -brief link` lists them")]
+    RssWithoutInterface,
 }
 
 impl CliError {
@@ -194,6 +204,10 @@ pub fn parse_from(
         Verb::Serve => args.try_into().map(Command::Serve),
         Verb::Doctor => args.try_into().map(Command::Doctor),
         Verb::Bench => Err(CliError::BenchNotFirst),
+        Verb::Rss => {
+            let Settings { iface, json, .. } = args.try_into()?;
+            Ok(Command::Rss { iface: iface.ok_or(CliError::RssWithoutInterface)?, json })
+        }
     }
 }
 
@@ -204,8 +218,8 @@ impl Default for Settings {
         match parse_from(&["xdp-server".into()], &|_| None, &nothing)
             .expect("the defaults are valid settings")
         {
-            Command::Serve(settings) | Command::Doctor(settings) => settings,
-            Command::Bench(_) => unreachable!("no argument asks for it"),
+            Command::Serve(settings) => settings,
+            other => unreachable!("{other:?} needs a word on the command line"),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! The enums here are what the *user* may say. What the host then gives (which backend, which XDP mode, which
 //! pages) is decided and reported elsewhere.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -57,6 +57,8 @@ pub struct Settings {
     pub json: bool,
     /// End by itself after this time; `None`: run until told to stop.
     pub duration: Option<Duration>,
+    /// Where the counters can be read by HTTP.
+    pub metrics: Metrics,
     /// Where to write the canvas at the end.
     pub dump: Option<PathBuf>,
     /// Receive buffer of each UDP socket, in bytes.
@@ -135,6 +137,23 @@ pub enum PollMode {
     Busy,
     /// Sleep when idle.
     Adaptive,
+}
+
+/// `--metrics`: where the counters can be read by HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metrics {
+    /// At [`Metrics::USUAL`] if that is free, else nowhere: several servers can run without a flag.
+    Usual,
+    /// There, or an error. Port 0 is any that is free.
+    At(SocketAddr),
+    /// Nowhere.
+    Off,
+}
+
+impl Metrics {
+    /// The port that Prometheus' list of allocations has for exporters of OpenTelemetry's SDKs, and so a
+    /// usual one of programs that export themselves. On loopback: the counters are nobody else's business.
+    pub const USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 }
 
 /// `--huge-pages`: the size to start from. What cannot be had is replaced by the next smaller, with a report.

@@ -7,7 +7,7 @@ use super::*;
 fn settings(flags: &[&str], env: &[(&str, &str)], file: Option<&str>) -> Result<Settings, CliError> {
     match command(flags, env, file)? {
         Command::Serve(settings) => Ok(settings),
-        Command::Doctor(_) => panic!("no command stands for serve"),
+        other => panic!("no command stands for serve, not {other:?}"),
     }
 }
 
@@ -123,6 +123,7 @@ fn every_setting_can_come_from_every_layer() {
         ("quiet", "true"),
         ("json", "true"),
         ("duration", "9"),
+        ("metrics", "[::1]:9000"),
         ("dump", "/d"),
     ];
     let command = args::Args::command();
@@ -152,6 +153,7 @@ fn every_setting_can_come_from_every_layer() {
         quiet: true,
         json: true,
         duration: Some(Duration::from_secs(9)),
+        metrics: Metrics::At("[::1]:9000".parse().unwrap()),
         dump: Some("/d".into()),
         socket_recv_buffer: 1 << 20,
         socket_send_buffer: 2 << 20,
@@ -207,6 +209,8 @@ fn ranges_hold_and_the_message_says_them() {
         ("--socket-recv-buffer=64MB", "64MiB"),
         ("--iface=../x", "ip link"),
         ("--quiet=maybe", "maybe"),
+        ("--metrics=9464", "127.0.0.1:9464"),
+        ("--metrics=localhost:9464", "off"),
     ] {
         let text_got = message(settings(&[flag], &[], None));
         let name = flag.split('=').next().unwrap();
@@ -312,9 +316,28 @@ fn the_doctor_takes_every_setting_from_every_layer() {
     }
     assert_eq!(command(&["serve"], &[], None).unwrap(), Command::Serve(Settings::default()));
     let text = message(settings(&["docter"], &[], None));
-    assert!(text.contains("possible values: serve, doctor") || text.contains("'doctor'"), "{text}");
+    assert!(text.contains("possible values: serve, doctor, rss") || text.contains("'doctor'"), "{text}");
     // It is a word of the command line only.
     assert!(message(from_file("command = \"doctor\"")).contains("unknown key `command`"));
+}
+
+#[test]
+fn rss_is_of_an_interface() {
+    let rss = command(&["rss", "--json"], &[("XDP_SERVER_IFACE", "eth7")], None).unwrap();
+    assert_eq!(rss, Command::Rss { iface: "eth7".into(), json: true });
+    let error = command(&["rss"], &[], None).unwrap_err();
+    assert!(error.to_string().starts_with("rss needs --iface"), "{error}");
+    assert_eq!(error.exit_status(), EXIT_USAGE);
+}
+
+#[test]
+fn metrics_are_at_the_usual_address_elsewhere_or_off() {
+    assert_eq!(Settings::default().metrics, Metrics::Usual);
+    assert_eq!(settings(&["--metrics=off"], &[], None).unwrap().metrics, Metrics::Off);
+    assert_eq!(from_file("metrics = \"off\"").unwrap().metrics, Metrics::Off);
+    let usual = settings(&["--metrics", "127.0.0.1:9464"], &[], None).unwrap().metrics;
+    assert_eq!(usual, Metrics::At(Metrics::USUAL), "asked for by name: there or an error");
+    assert!(settings(&["--help"], &[], None).unwrap_err().to_string().contains(&Metrics::USUAL.to_string()));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use super::settings::Metrics;
 use crate::host::cpus;
 
 /// Largest socket buffer, in bytes. The kernel keeps the doubled value in an `int` and clamps what is larger,
@@ -54,6 +55,18 @@ pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
         0 => Err("port 0 stands for any port; clients must know it, so give 1 to 65535".to_owned()),
         _ => Ok(address),
     }
+}
+
+/// Parses where to serve metrics.
+pub(super) fn metrics(text: &str) -> Result<Metrics, String> {
+    if text == "off" {
+        return Ok(Metrics::Off);
+    }
+    text.parse().map(Metrics::At).map_err(|_| {
+        "give off, or ADDRESS:PORT with a numeric address, such as 127.0.0.1:9464 or [::]:9464 (all, IPv4 \
+         too)"
+            .to_owned()
+    })
 }
 
 /// Parses an interface's name as the kernel would allow it, so that it is safe to use as one component of a

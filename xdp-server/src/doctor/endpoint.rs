@@ -1,5 +1,5 @@
-//! What the server serves with: the port, the state directory, the certificate. Nothing is made or changed,
-//! and the port is free again at once.
+//! What the server serves with: the port, the metrics' address, the state directory, the certificate. Nothing
+//! is made or changed, and the ports are free again at once.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -10,7 +10,8 @@ use time::OffsetDateTime;
 
 use super::row::{Remedy, Row, quoted};
 use super::wanted::Wanted;
-use crate::cli::CertificateFiles;
+use crate::cli::{CertificateFiles, Metrics};
+use crate::metrics::{Endpoint, MetricsError};
 use crate::net::socket::{BindError, SocketConfig, SocketGroup};
 use crate::report::minute;
 use crate::state::{CertificateError, Identity, StateDir, StateError};
@@ -28,6 +29,8 @@ pub struct Facts {
     pub port: Result<SocketAddr, BindError>,
     /// A port nearby that is free, if that one is taken.
     pub free_port: Option<u16>,
+    /// Binding the metrics' address: where, or `None` if there are to be none.
+    pub metrics: Result<Option<SocketAddr>, MetricsError>,
     /// The state directory, or why it is unfit.
     pub state: Result<State, StateError>,
     /// The certificate that was given, if one was.
@@ -59,6 +62,7 @@ impl Facts {
         let now = OffsetDateTime::now_utc();
         Self {
             port,
+            metrics: bind_metrics(settings.metrics),
             free_port: free_port.flatten(),
             state: examine(settings.state.as_deref()),
             certificate: settings.certificate.as_ref().map(|files| Identity::given(files, now)),
@@ -68,7 +72,36 @@ impl Facts {
 
     /// The checks.
     pub fn rows(&self, wanted: &Wanted<'_>) -> Vec<Row> {
-        vec![self.port(wanted.settings.listen), self.state(), self.certificate(wanted)]
+        let settings = wanted.settings;
+        let metrics = self.metrics(settings.metrics);
+        vec![self.port(settings.listen), metrics, self.state(), self.certificate(wanted)]
+    }
+
+    fn metrics(&self, asked: Metrics) -> Row {
+        const CHECK: &str = "metrics";
+        let error = match &self.metrics {
+            Ok(None) => return Row::skip(CHECK, "--metrics off"),
+            Ok(Some(address)) => return Row::ok(CHECK, format!("{address} is free (TCP)")),
+            Err(error) => error,
+        };
+        let MetricsError { address, source } = error;
+        let mut near = (1..=OTHER_PORTS).filter_map(|more| {
+            // In the same place if that is only taken, else on loopback.
+            let taken = source.kind() == std::io::ErrorKind::AddrInUse;
+            let from = if taken { *address } else { Metrics::USUAL };
+            Some(SocketAddr::new(from.ip(), from.port().checked_add(more)?))
+        });
+        let free = near.find(|address| bind_metrics(Metrics::At(*address)).is_ok());
+        let off = "--metrics off".to_owned();
+        let remedy = match free {
+            Some(free) => Remedy::flags(format!("--metrics {free}")).or(off),
+            None => Remedy::flags(off),
+        };
+        let found = format!("{address}: {source}");
+        match asked {
+            Metrics::At(_) => Row::fail(CHECK, found, remedy),
+            Metrics::Usual | Metrics::Off => Row::warn(CHECK, found + ": there will be none", remedy),
+        }
     }
 
     fn port(&self, listen: SocketAddr) -> Row {
@@ -213,9 +246,20 @@ fn first_clause(text: &str) -> String {
     text.split("; ").next().unwrap_or(text).split(": `").next().unwrap_or(text).to_owned()
 }
 
+/// Binds where metrics would be served, for a moment.
+fn bind_metrics(asked: Metrics) -> Result<Option<SocketAddr>, MetricsError> {
+    let address = match asked {
+        Metrics::Off => return Ok(None),
+        Metrics::Usual => Metrics::USUAL,
+        Metrics::At(address) => address,
+    };
+    let opened = Endpoint::open(Metrics::At(address), &mut Vec::new())?;
+    Ok(opened.map(|_| address))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::row::Status::{Fail, Ok as Good, Warn};
+    use super::super::row::Status::{Fail, Ok as Good, Skip, Warn};
     use super::super::tests::{host, settings, typed};
     use super::*;
     use std::fs;
@@ -245,6 +289,20 @@ mod tests {
         assert_eq!(row(typed(&taken), "port").status, Good, "{taken:?}");
         let foreign = row("--listen 192.0.2.1:5999", "port");
         assert_eq!((foreign.status, typed(&foreign)), (Fail, "--listen [::]:5999"));
+    }
+
+    #[test]
+    fn an_address_for_metrics_that_is_taken_has_a_neighbour() {
+        let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let flags = format!("--metrics {held}");
+        assert_eq!(row(&flags, "metrics").status, Good);
+        let _held = std::net::TcpListener::bind(held).unwrap();
+        let taken = row(&flags, "metrics");
+        assert!(taken.status == Fail && taken.found.contains("in use"), "{taken:?}");
+        assert_eq!(row(typed(&taken), "metrics").status, Good, "{taken:?}");
+        let foreign = row("--metrics 192.0.2.1:9464", "metrics");
+        assert!(foreign.status == Fail && typed(&foreign).starts_with("--metrics 127.0.0.1:"), "{foreign:?}");
+        assert_eq!(row("--metrics off", "metrics").status, Skip);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::path::Path;
 use nic::Nic;
 
 /// Where the kernel shows its devices.
-const SYSFS: &str = "/sys";
+pub(crate) const SYSFS: &str = "/sys";
 
 /// What the host has, as far as the topology depends on it.
 #[derive(Clone, Debug, PartialEq, Eq)]

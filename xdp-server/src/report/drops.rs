@@ -46,6 +46,11 @@ const CAUSES: &[Cause] = causes! {
     diffs_congested "congestion",
 };
 
+/// Whether the counter of this name is a cause of drops.
+pub(crate) fn is_drop(counter: &str) -> bool {
+    CAUSES.iter().any(|cause| cause.name == counter)
+}
+
 /// Drops by cause, largest first, none of them zero. In JSON an object of counters by name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Drops(Vec<(&'static Cause, u64)>);

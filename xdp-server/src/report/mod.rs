@@ -32,9 +32,11 @@ use time::OffsetDateTime;
 
 use crate::cli::Settings;
 use crate::stats::{MasterStats, WorkerStats};
+pub(crate) use drops::is_drop;
 use format::rfc3339;
 pub(crate) use format::{Ink, grouped, minute, paint};
 use live::{Interval, Snapshot};
+pub(crate) use start::served_queue;
 pub use start::{Start, WorkerIo};
 use summary::Summary;
 

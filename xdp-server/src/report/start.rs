@@ -32,6 +32,8 @@ pub struct Start<'a> {
     pub io: &'a [WorkerIo],
     /// Addresses under which clients can reach the server, best first; may be empty.
     pub addresses: &'a [IpAddr],
+    /// Where metrics are served, if they are.
+    pub metrics: Option<SocketAddr>,
     /// The certificate.
     pub identity: &'a Identity,
     /// Further notes, one sentence each: rungs not taken, memory not got. Those of topology and identity are
@@ -39,18 +41,19 @@ pub struct Start<'a> {
     pub notes: &'a [String],
 }
 
-/// What all workers have in common, for the summary.
+/// What all workers have in common; `mixed` where they differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Common {
-    pub(super) backend: Option<&'static str>,
-    pub(super) mode: Option<&'static str>,
+pub(crate) struct Common {
+    pub(crate) backend: Option<&'static str>,
+    pub(crate) mode: Option<&'static str>,
 }
 
 /// For workers that do not all have the same.
 const MIXED: &str = "mixed";
 
 impl Start<'_> {
-    pub(super) fn common(&self) -> Common {
+    /// What all workers have in common.
+    pub(crate) fn common(&self) -> Common {
         let of = |what: fn(&WorkerIo) -> Option<&'static str>| {
             let first = self.io.first().and_then(what);
             if self.io.iter().all(|io| what(io) == first) { first } else { Some(MIXED) }
@@ -103,6 +106,7 @@ impl Start<'_> {
         lines.push(format!("  file       {}", identity.cert_pem_path.display()));
         lines.push(format!("  SHA-256    {}", hex(&identity.sha256)));
         lines.push(format!("  in base64  {} (serverCertificateHashes)", base64(&identity.sha256)));
+        lines.extend(self.metrics.map(|address| format!("metrics      http://{address}/metrics")));
         lines.push(format!("connect      loadgen --target {} --clients 1000 --verify", self.url()));
         lines.extend(self.all_notes().map(|note| format!("{} {note}", paint(colour, Ink::Yellow, "note:"))));
         lines.push(String::new());
@@ -167,6 +171,7 @@ impl Start<'_> {
             "time": rfc3339(at),
             "version": env!("CARGO_PKG_VERSION"),
             "listen": settings.listen,
+            "metrics": self.metrics,
             "url": self.url(),
             "iface": settings.iface,
             "backend": common.backend,
@@ -191,7 +196,7 @@ impl Start<'_> {
 }
 
 /// The queue that a worker serves: planned, and not lost by a step down to sockets.
-fn served_queue(worker: &WorkerPlacement, io: &WorkerIo) -> Option<u32> {
+pub(crate) fn served_queue(worker: &WorkerPlacement, io: &WorkerIo) -> Option<u32> {
     worker.queue.filter(|_| io.mode.is_some())
 }
 
@@ -205,6 +210,7 @@ fn poll_name(poll: Poll) -> &'static str {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::cli::Metrics;
 
     /// The parts of a start with two workers on `veth-s`.
     pub(in crate::report) struct Parts {
@@ -257,6 +263,7 @@ pub(super) mod tests {
                 topology: &self.topology,
                 io: &self.io,
                 addresses: &self.addresses,
+                metrics: Some(Metrics::USUAL),
                 identity: &self.identity,
                 notes: &self.notes,
             }
@@ -276,6 +283,7 @@ certificate  self-signed, until 2025-01-01 12:00 UTC (a start on its last day re
   file       /s/cert.pem
   SHA-256    fbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfbfb
   in base64  +/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/s= (serverCertificateHashes)
+metrics      http://127.0.0.1:9464/metrics
 connect      loadgen --target https://[2001:db8::1]:4433 --clients 1000 --verify
 note: of the backend
 note: of the topology
@@ -317,6 +325,7 @@ note: of the identity
             (&"xdp".into(), &"copy".into(), &2.into())
         );
         assert_eq!((&json["listen"], &json["master_cpu"]), (&"[::]:4433".into(), &0.into()));
+        assert_eq!(json["metrics"], "127.0.0.1:9464");
         assert_eq!(json["workers"][1]["cpu"], 2);
         assert_eq!(json["certificate"]["sha256_base64"], "+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/s=");
         assert_eq!(json["notes"].as_array().unwrap().len(), 3);
