@@ -22,6 +22,7 @@ mod loss;
 mod probe;
 mod progress;
 pub mod report;
+pub mod rss;
 mod run;
 pub mod schedule;
 mod session;
