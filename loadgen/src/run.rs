@@ -143,7 +143,10 @@ fn aligned(
     let plan = plan.map_err(|error| Failure::Other(error.to_string()))?;
     let queues = plan.shares(settings.clients);
     settings.endpoints = plan.endpoints();
-    progress.say(&format!("source ports chosen: {} queues, {} sockets each", queues.len(), queues[0].ports));
+    progress.say(&match &queues[..] {
+        [only] => format!("{} source ports that lead to queue {}", only.ports, only.queue),
+        all => format!("{} source ports for each of {} queues", plan.endpoints() / all.len(), all.len()),
+    });
     report.queues = Some(queues);
     Ok(Some(plan.into_sockets()))
 }

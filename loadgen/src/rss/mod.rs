@@ -41,7 +41,8 @@ use crate::endpoint;
 #[command(next_help_heading = "NIC queues")]
 pub struct AlignArgs {
     /// Choose source ports so that every queue of the server's NIC gets the same number of connections. Needs
-    /// to know how that NIC spreads packets: --rss-config, or --rss-key and --rss-indirection
+    /// to know how that NIC spreads packets: --rss-config, or --rss-key and --rss-indirection. There are as many
+    /// sockets as --num-endpoints says, and up to a few for each queue more, so that they come out even
     #[arg(long)]
     align_queues: bool,
 
@@ -63,7 +64,7 @@ pub struct AlignArgs {
     rss_indirection: Option<Table>,
 
     /// What it hashes of UDP packets, as `ethtool -n IFACE rx-flow-hash udp4` shows: sdfn is addresses and ports
-    /// [default: of --rss-config, else sdfn]
+    /// [default: of --rss-config, without that sdfn]
     #[arg(long, value_name = "FIELDS", requires = "align_queues")]
     rss_fields: Option<HashInput>,
 }
@@ -264,8 +265,12 @@ impl Alignment {
         match self.config.steering(local, server)? {
             Steering::Hash(hashing) => {
                 let queues = self.queues(hashing.queues())?;
-                if !hashing.by_port() && queues != [hashing.queue(0).unwrap_or(0)] {
-                    return Err(self.config.without_ports(local, hashing.queue(0).unwrap_or(0)));
+                // Without ports in the hash, any port tells the queue of all.
+                if !hashing.by_port()
+                    && let Some(queue) = hashing.queue(0)
+                    && queues != [queue]
+                {
+                    return Err(self.config.without_ports(local, queue));
                 }
                 let per_queue = per_queue(endpoints, queues.len(), threads);
                 Plan::choose(queues, per_queue, candidates(), |port| Ok(hashing.queue(port)), bind)

@@ -43,7 +43,7 @@ impl<S> Plan<S> {
     ///
     /// # Errors
     /// Those of the functions given, except that a port in use is not an error; and too few candidates.
-    pub fn choose(
+    pub(super) fn choose(
         queues: Vec<u16>,
         per_queue: usize,
         candidates: impl IntoIterator<Item = u16>,
@@ -113,18 +113,30 @@ pub fn unless_in_use<S>(bound: io::Result<S>) -> Result<Option<S>, AlignError> {
     }
 }
 
-/// All ports that this host gives to sockets that do not choose one, from a random one on.
+/// All ports that this host gives to sockets that do not choose one, from a random one on. Those reserved for
+/// programs that ask for them by number (`ip_local_reserved_ports`, a server's, say) are not among them.
 pub fn candidates() -> impl Iterator<Item = u16> {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let range = local_range(&text).unwrap_or(UNPRIVILEGED);
+    let setting = |name| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+    let range = local_range(&setting("ip_local_port_range")).unwrap_or(UNPRIVILEGED);
+    let reserved = reserved(&setting("ip_local_reserved_ports"));
     let start = rand::random_range(range.clone());
-    (start..=*range.end()).chain(*range.start()..start)
+    let all = (start..=*range.end()).chain(*range.start()..start);
+    all.filter(move |port| !reserved.iter().any(|reserved| reserved.contains(port)))
 }
 
 fn local_range(text: &str) -> Option<RangeInclusive<u16>> {
     let mut numbers = text.split_whitespace().map(str::parse);
     let (first, last) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     (first <= last && first > 0).then_some(first..=last)
+}
+
+/// Of a list such as `4433,8080-8090`.
+fn reserved(text: &str) -> Vec<RangeInclusive<u16>> {
+    let range = |entry: &str| {
+        let (first, last) = entry.split_once('-').unwrap_or((entry, entry));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    text.trim().split(',').filter_map(range).collect()
 }
 
 /// How unevenly a load is spread: the busiest queue's share over the mean, from 1.0 (all equal) to the number
@@ -134,5 +146,29 @@ pub fn skew(loads: &[u64]) -> f64 {
     match loads.iter().max() {
         Some(&busiest) if total > 0 => busiest as f64 * loads.len() as f64 / total as f64,
         _ => 1.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_settings() {
+        assert_eq!(local_range("32768\t60999\n"), Some(32768..=60999));
+        for wrong in ["", "1024", "0 65535", "60999 32768", "a b", "1 65536"] {
+            assert_eq!(local_range(wrong), None, "{wrong}");
+        }
+        assert_eq!(reserved("4433,8080-8090\n"), [4433..=4433, 8080..=8090]);
+        assert_eq!(reserved("\n"), []);
+    }
+
+    #[test]
+    fn candidates_are_distinct() {
+        let mut ports: Vec<_> = candidates().collect();
+        let all = ports.len();
+        ports.sort_unstable();
+        ports.dedup();
+        assert!(ports.len() == all && all > 0, "{} of {all}", ports.len());
     }
 }
