@@ -12,8 +12,8 @@ use super::AlignError;
 use super::table::Table;
 use super::toeplitz::{HashInput, Key, input};
 
-/// Most bytes of a configuration that are read: tables of 16,384 entries, printed with a space and a line each.
-/// Only there so that a wrong file, or a stream without end, is refused.
+/// Most bytes of a configuration that are read: tables of 16,384 entries, printed with a space and a line
+/// each. Only there so that a wrong file, or a stream without end, is refused.
 const LONGEST: u64 = 1 << 20;
 
 /// What `xdp-server rss --json --iface IFACE` prints; fields that this program does not know are left alone,

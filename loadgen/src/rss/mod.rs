@@ -2,12 +2,12 @@
 //!
 //! # Theory of operation
 //!
-//! A server of one worker a queue is as fast as its busiest queue. Which queue a connection lands on is decided
-//! by its source port, through the NIC's receive side scaling: Toeplitz hash of addresses and ports, low bits of
-//! it, indirection table ([`toeplitz`], [`table`]). All of that the server tells ([`config`]), so a load
-//! generator can choose source ports ([`ports`]) for an equal, known number of connections on each queue, or for
-//! all of them on one. On veth there is no hash: the sender's transmit queue decides, which the sender's kernel
-//! chooses, and which can be observed ([`txqueue`]).
+//! A server of one worker a queue is as fast as its busiest queue. Which queue a connection lands on is
+//! decided by its source port, through the NIC's receive side scaling: Toeplitz hash of addresses and ports,
+//! low bits of it, indirection table ([`toeplitz`], [`table`]). All of that the server tells ([`config`]), so
+//! a load generator can choose source ports ([`ports`]) for an equal, known number of connections on each
+//! queue, or for all of them on one. On veth there is no hash: the sender's transmit queue decides, which the
+//! sender's kernel chooses, and which can be observed ([`txqueue`]).
 //!
 //! [`Alignment::from_args`] checks the flags before anything starts. [`Alignment::plan`], called once the
 //! server's address is known, binds the sockets; whoever deals out clients takes them in their order.
@@ -41,8 +41,8 @@ use crate::endpoint;
 #[command(next_help_heading = "NIC queues")]
 pub struct AlignArgs {
     /// Choose source ports so that every queue of the server's NIC gets the same number of connections. Needs
-    /// to know how that NIC spreads packets: --rss-config, or --rss-key and --rss-indirection. There are as many
-    /// sockets as --num-endpoints says, and up to a few for each queue more, so that they come out even
+    /// to know how that NIC spreads packets: --rss-config, or --rss-key and --rss-indirection. There are as
+    /// many sockets as --num-endpoints says, and up to a few for each queue more, so that they come out even
     #[arg(long)]
     align_queues: bool,
 
@@ -63,8 +63,8 @@ pub struct AlignArgs {
     #[arg(long, value_name = "TABLE", requires = "align_queues")]
     rss_indirection: Option<Table>,
 
-    /// What it hashes of UDP packets, as `ethtool -n IFACE rx-flow-hash udp4` shows: sdfn is addresses and ports
-    /// [default: of --rss-config, without that sdfn]
+    /// What it hashes of UDP packets, as `ethtool -n IFACE rx-flow-hash udp4` shows: sdfn is addresses and
+    /// ports [default: of --rss-config, without that sdfn]
     #[arg(long, value_name = "FIELDS", requires = "align_queues")]
     rss_fields: Option<HashInput>,
 }
@@ -75,8 +75,8 @@ pub enum AlignError {
     /// No configuration at all.
     #[error(
         "--align-queues must know how the server's NIC spreads packets; on the server type\n  \
-         sudo xdp-server rss --json --iface IFACE > rss.json\nand here give --rss-config rss.json (or --rss-key \
-         and --rss-indirection, as ethtool -x IFACE shows them)"
+         sudo xdp-server rss --json --iface IFACE > rss.json\nand here give --rss-config rss.json (or \
+         --rss-key and --rss-indirection, as ethtool -x IFACE shows them)"
     )]
     NoConfig,
     /// A configuration that cannot be read.
@@ -102,8 +102,8 @@ pub enum AlignError {
     NoQueues,
     /// Another hash function.
     #[error(
-        "{iface} hashes by {function}; alignment knows toeplitz only. On the server type: sudo ethtool -X {iface} \
-         hfunc toeplitz, and save its RSS configuration again"
+        "{iface} hashes by {function}; alignment knows toeplitz only. On the server type: sudo ethtool -X \
+         {iface} hfunc toeplitz, and save its RSS configuration again"
     )]
     Function {
         /// The server's interface.
@@ -129,7 +129,7 @@ pub enum AlignError {
     },
     /// The driver does not tell what is hashed.
     #[error(
-        "what {iface} hashes of {flow} is unknown: its driver does not tell; if you know it, give --rss-fields"
+        "it is unknown what {iface} hashes of {flow}: its driver does not tell; if you do, give --rss-fields"
     )]
     NoFields {
         /// The server's interface.
@@ -139,8 +139,8 @@ pub enum AlignError {
     },
     /// Neither of the two inputs that RSS knows.
     #[error(
-        "{iface} hashes {fields} of {flow}; alignment knows addresses and ports only. On the server type: sudo \
-         ethtool -N {iface} rx-flow-hash {flow} sdfn, and save its RSS configuration again"
+        "{iface} hashes {fields} of {flow}; alignment knows addresses and ports only. On the server type: \
+         sudo ethtool -N {iface} rx-flow-hash {flow} sdfn, and save its RSS configuration again"
     )]
     OtherFields {
         /// The server's interface.
@@ -152,8 +152,8 @@ pub enum AlignError {
     },
     /// The source port does not matter.
     #[error(
-        "{iface} hashes {flow} by addresses alone: all connections from {local} land on queue {queue}, whatever \
-         their ports. On the server type: sudo ethtool -N {iface} rx-flow-hash {flow} sdfn, and save its RSS \
+        "{iface} hashes {flow} by addresses alone: all connections from {local} land on queue {queue}, \
+         whatever their ports. On the server type: sudo ethtool -N {iface} rx-flow-hash {flow} sdfn, and save its RSS \
          configuration again"
     )]
     NoPorts {
@@ -166,7 +166,6 @@ pub enum AlignError {
         /// The queue.
         queue: u16,
     },
-    /// `--only-queue` names a queue that gets nothing.
     #[error("--only-queue {wanted}: the server's NIC spreads packets over queues {known}")]
     NoSuchQueue {
         /// The queue asked for.
@@ -176,8 +175,8 @@ pub enum AlignError {
     },
     /// All candidates are used up.
     #[error(
-        "only {found} free source ports lead to queue {queue}, {wanted} are wanted; give fewer --num-endpoints, or \
-         type: sudo sysctl net.ipv4.ip_local_port_range='1024 65535'"
+        "only {found} free source ports lead to queue {queue}, {wanted} are wanted; give fewer \
+         --num-endpoints, or type: sudo sysctl net.ipv4.ip_local_port_range='1024 65535'"
     )]
     TooFewPorts {
         /// A queue that lacks some.
@@ -254,8 +253,8 @@ impl Alignment {
     }
 
     /// Binds sockets for clients of `server`, each of a source port whose queue is known, the same number for
-    /// each queue; at least `endpoints`, and a multiple of `threads`, so that they can be dealt out to threads
-    /// in turn.
+    /// each queue; at least `endpoints`, and a multiple of `threads`, so that they can be dealt out to
+    /// threads in turn.
     ///
     /// # Errors
     /// The queue does not depend on the source port, or cannot be told; or ports or descriptors ran out.

@@ -1,9 +1,10 @@
 //! Source ports for an equal number of connections on every queue.
 //!
-//! Ports are tried one after the other, from a random one on, so that several load generators on a host rarely
-//! try the same. A port is kept if its queue still lacks some and nobody else has it; it is kept by holding its
-//! socket. The sockets are then put in the order of the queues, over and over (0, 1, 2, 3, 0, 1, ...), in which
-//! clients are dealt out to them: any number of clients in a row is spread over the queues to within one.
+//! Ports are tried one after the other, from a random one on, so that several load generators on a host
+//! rarely try the same. A port is kept if its queue still lacks some and nobody else has it; it is kept by
+//! holding its socket. The sockets are then put in the order of the queues, over and over (0, 1, 2, 3, 0, 1,
+//! ...), in which clients are dealt out to them: any number of clients in a row is spread over the queues to
+//! within one.
 
 use std::collections::BTreeMap;
 use std::io;

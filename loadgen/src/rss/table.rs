@@ -20,8 +20,8 @@ pub struct Table(Vec<u16>);
 pub enum TableError {
     /// Neither a list nor `even:...`.
     #[error(
-        "an RSS table is a list of queues, 0,1,2,3,0,1,2,3, or even:N for {COMMON_LENGTH} entries that lead to \
-         queues 0 to N-1 in turn, or even:N:LENGTH"
+        "an RSS table is a list of queues, 0,1,2,3,0,1,2,3, or even:N for {COMMON_LENGTH} entries that lead \
+         to queues 0 to N-1 in turn, or even:N:LENGTH"
     )]
     Syntax,
     /// The low bits of a hash cannot index it.

@@ -214,7 +214,8 @@ proptest! {
             if tried.get() % 3 == 0 { Err(io::ErrorKind::AddrInUse.into()) } else { Ok(port) }
         };
         let per_queue = per_queue(endpoints, hashing.queues().len(), threads);
-        let chosen = Plan::choose(hashing.queues(), per_queue, 1024..=65535, |port| Ok(hashing.queue(port)), bind);
+        let queue_of = |port| Ok(hashing.queue(port));
+        let chosen = Plan::choose(hashing.queues(), per_queue, 1024..=65535, queue_of, bind);
         if reachable.len() < usize::from(queues) {
             let said = matches!(chosen, Err(AlignError::TooFewPorts { .. }));
             prop_assert!(said);

@@ -1,11 +1,11 @@
 //! Where the sender's transmit queue decides: which one does the kernel choose for a source port?
 //!
 //! A packet that leaves a veth by transmit queue i arrives on the other end's receive queue i. The kernel
-//! chooses i by a hash of the flow with a secret of its own (`skb_tx_hash`), so it cannot be computed, but the
-//! choice for a flow stays, and it can be seen: a packet socket is shown all that leaves an interface after
-//! that choice, and its filter may look at the queue (`SKF_AD_QUEUE`). So there is one packet socket for each
-//! queue (and one for those past them), and from a port in question one datagram is sent, of one byte: no QUIC packet, and too short to be
-//! answered. Whichever socket sees it tells the queue.
+//! chooses i by a hash of the flow with a secret of its own (`skb_tx_hash`), so it cannot be computed, but
+//! the choice for a flow stays, and it can be seen: a packet socket is shown all that leaves an interface
+//! after that choice, and its filter may look at the queue (`SKF_AD_QUEUE`). So there is one packet socket
+//! for each queue (and one for those past them), and from a port in question one datagram is sent, of one
+//! byte: no QUIC packet, and too short to be answered. Whichever socket sees it tells the queue.
 //!
 //! Owns those packet sockets, for as long as ports are being chosen; needs CAP_NET_RAW. Changes nothing on
 //! the host.
@@ -151,7 +151,8 @@ fn tap(interface: u32, comparison: u32, queue: u16) -> io::Result<Socket> {
 /// The address of all packets of an interface.
 fn everything_on(interface: u32) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: sockaddr_ll is the layout that the family AF_PACKET has; all of it may be zero, and it is smaller.
+    // SAFETY: sockaddr_ll is the layout that the family AF_PACKET has; all of it may be zero, and it is
+    // smaller.
     let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();

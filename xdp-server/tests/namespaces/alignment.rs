@@ -1,5 +1,5 @@
-//! Source ports chosen for the server's queues: by the server's own count, every queue gets its share, or one queue gets
-//! everything. On veth, where the sender's transmit queue decides, four queues each way.
+//! Source ports chosen for the server's queues: by the server's own count, every queue gets its share, or one
+//! queue gets everything. On veth, where the sender's transmit queue decides, four queues each way.
 
 use std::fs;
 
@@ -13,7 +13,8 @@ use crate::{V4, V6, total, with_queues};
 const QUEUES: usize = 4;
 /// Clients of each run. One more connection asks for the server's figures, and may be on any queue.
 const CLIENTS: u64 = 180;
-/// Their flags. Eighteen ports are ten clients each, and by no luck at all the same number on each of four queues.
+/// Their flags. Eighteen ports are ten clients each, and by no luck at all the same number on each of four
+/// queues.
 const LOAD: &[&str] = &[
     "--clients",
     "180",
@@ -40,7 +41,8 @@ struct Counted {
     report: Value,
 }
 
-/// Runs a server and clients with these flags more; `RSS` among them stands for the file that describes the interface.
+/// Runs a server and clients with these flags more; `RSS` among them stands for the file that describes the
+/// interface.
 fn count(lab: &Lab, target: &str, more: &[&str]) -> Counted {
     let home = Home::new();
     let rss = home.file("rss.json");
