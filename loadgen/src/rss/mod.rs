@@ -153,8 +153,8 @@ pub enum AlignError {
     /// The source port does not matter.
     #[error(
         "{iface} hashes {flow} by addresses alone: all connections from {local} land on queue {queue}, \
-         whatever their ports. On the server type: sudo ethtool -N {iface} rx-flow-hash {flow} sdfn, and save its RSS \
-         configuration again"
+         whatever their ports. On the server type: sudo ethtool -N {iface} rx-flow-hash {flow} sdfn, and save \
+         its RSS configuration again"
     )]
     NoPorts {
         /// The server's interface.
@@ -166,6 +166,7 @@ pub enum AlignError {
         /// The queue.
         queue: u16,
     },
+    /// `--only-queue` names a queue that gets nothing.
     #[error("--only-queue {wanted}: the server's NIC spreads packets over queues {known}")]
     NoSuchQueue {
         /// The queue asked for.
