@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::rss::{AlignArgs, Alignment};
 use crate::target::{Target, TargetError};
 
 /// Clients for each UDP socket where `--num-endpoints` names no number. 250 makes 60 source ports of the
@@ -89,7 +90,7 @@ pub struct Cli {
 
     /// Once all clients have connected, each UDP socket is replaced by one of another source port every so
     /// often, as if a NAT had rebound it. The connections must survive that [default: never]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", conflicts_with = "align_queues")]
     rebind: Option<f64>,
 
     /// Clients that also mirror the canvas, and measure the time from paint to diff [default: 8 with
@@ -130,6 +131,9 @@ pub struct Cli {
     /// No progress on stderr
     #[arg(long)]
     quiet: bool,
+
+    #[command(flatten)]
+    align: AlignArgs,
 }
 
 /// Why a command line that parses is wrong all the same.
@@ -162,6 +166,9 @@ pub enum UsageError {
          `openssl x509 -in cert.pem -noout -fingerprint -sha256` does"
     )]
     Pin(String),
+    /// See [`crate::rss::AlignError`].
+    #[error("{0}")]
+    Align(String),
 }
 
 /// A checked command line.
@@ -207,6 +214,8 @@ pub struct Settings {
     pub json: bool,
     /// No progress.
     pub quiet: bool,
+    /// How to deal out connections to the server's queues; `None`: as chance has it.
+    pub align: Option<Alignment>,
     /// With `verify`: how long no diff must come before the canvas counts as at rest. 4 s is three rounds of
     /// VERSIONS, the least in which a client must learn that it missed a last diff, and one round of repairs.
     pub rest: Duration,
@@ -293,6 +302,7 @@ impl Cli {
             seed: self.seed.unwrap_or_else(rand::random),
             json: self.json,
             quiet: self.quiet,
+            align: Alignment::from_args(&self.align).map_err(|error| UsageError::Align(error.to_string()))?,
             rest: Duration::from_secs(4),
         })
     }

@@ -123,16 +123,16 @@ fn transport(role: Role) -> TransportConfig {
     config
 }
 
-/// A socket of its own source port for clients of `server`.
+/// A socket for clients of `server` with this source port; 0 is any free one.
 ///
 /// # Errors
-/// No free port, no free file descriptor, or no such address family on this host.
-pub fn bind(server: SocketAddr) -> std::io::Result<UdpSocket> {
+/// The port is in use, no free port, no free file descriptor, or no such address family on this host.
+pub fn bind(server: SocketAddr, port: u16) -> std::io::Result<UdpSocket> {
     let any = match server.ip() {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = UdpSocket::bind((any, port))?;
     // Best effort, root's way first: with less buffer the run still works, and the kernel counts what it
     // drops.
     if setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {

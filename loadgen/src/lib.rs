@@ -13,6 +13,8 @@
 //! loop ([`schedule`]) for the time asked; then all is quiet; `verify` compares; all connections close; a
 //! [`report::Report`] is made. Whatever goes wrong in between, the report is still made, of what there is.
 //!
+//! With `--align-queues` the sockets' source ports are chosen for the queues of the server's NIC ([`rss`]).
+//!
 //! What is proven, and by what: `verify`, `witness`.
 
 pub mod cli;
@@ -22,6 +24,7 @@ mod loss;
 mod probe;
 mod progress;
 pub mod report;
+pub mod rss;
 mod run;
 pub mod schedule;
 mod session;

@@ -39,7 +39,7 @@ impl Probe {
         name: &str,
         timeout: Duration,
     ) -> Result<Self, Loss> {
-        let endpoint = bind(server).and_then(open).map_err(Loss::no_socket)?;
+        let endpoint = bind(server, 0).and_then(open).map_err(Loss::no_socket)?;
         let deadline = Instant::now() + timeout;
         let session =
             Session::open(&endpoint, configs.of(Role::Painter), (server, name), 0, deadline).await?;

@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::rss::{QueueShare, table};
+
 /// The run went as asked.
 pub const EXIT_OK: u8 = 0;
 /// Too many connections failed, the server died, or verification failed.
@@ -74,6 +76,8 @@ pub struct Report {
     pub duration_s: f64,
     /// Pixels painted a second during `duration_s`.
     pub pixels_per_s: f64,
+    /// What each queue of the server was to get, with `--align-queues`; null without.
+    pub queues: Option<Vec<QueueShare>>,
     /// What `--verify` found; null if not asked for.
     pub verified: Option<bool>,
     /// Pixels whose final colour was proven: acknowledged, painted over by nobody, found in the snapshot.
@@ -193,6 +197,9 @@ impl Report {
         if let Some(error) = &self.error {
             row("failed", error.clone());
         }
+        if let Some(queues) = &self.queues {
+            out += &table(queues);
+        }
         out
     }
 }
@@ -247,6 +254,7 @@ mod tests {
             "handshake_ms",
             "ping_ms",
             "duration_s",
+            "queues",
             "verified",
             "verify_error",
         ] {

@@ -4,6 +4,7 @@
 //! It runs on the caller's runtime and carries no load itself. Whatever ends a run early (Ctrl-C, a server
 //! that died, no server at all), the report is made of what there is.
 
+use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,7 +81,7 @@ impl<F: Future<Output = ()>> Stop<'_, F> {
 }
 
 async fn drive(
-    settings: Settings,
+    mut settings: Settings,
     stop: &mut Stop<'_, impl Future<Output = ()>>,
     report: &mut Report,
 ) -> Result<(), Failure> {
@@ -92,6 +93,7 @@ async fn drive(
         () = stop.wait() => return Err(Failure::Other("stopped before the server answered".to_owned())),
     };
     let (server, shape) = (probe.server(), probe.shape().clone());
+    let sockets = aligned(&mut settings, server, report, &progress)?;
     progress.say(&format!(
         "{} clients, {} of them watchers, to {server} from {} sockets on {} threads; canvas of {} x {}",
         settings.clients,
@@ -103,7 +105,7 @@ async fn drive(
     ));
     let (shared, signals) = Shared::new(settings, server, configs, shape);
     let shared = Arc::new(shared);
-    let threads = Threads::start(&shared).map_err(Failure::Other)?;
+    let threads = Threads::start(&shared, sockets).map_err(Failure::Other)?;
     let mut run =
         Run { shared, signals, threads, probe, progress, ramp: Duration::ZERO, load: Duration::ZERO };
 
@@ -127,6 +129,26 @@ async fn drive(
     load?;
     after.map_err(|loss| Failure::Other(format!("the server does not answer any more: {loss}")))?;
     run.tolerated(report).map_err(Failure::Other)
+}
+
+/// Sockets for the server's queues, if asked for.
+fn aligned(
+    settings: &mut Settings,
+    server: SocketAddr,
+    report: &mut Report,
+    progress: &Progress,
+) -> Result<Option<Vec<UdpSocket>>, Failure> {
+    let Some(alignment) = &settings.align else { return Ok(None) };
+    let plan = alignment.plan(server, settings.endpoints, settings.threads);
+    let plan = plan.map_err(|error| Failure::Other(error.to_string()))?;
+    let queues = plan.shares(settings.clients);
+    settings.endpoints = plan.endpoints();
+    progress.say(&match &queues[..] {
+        [only] => format!("{} source ports that lead to queue {}", only.ports, only.queue),
+        all => format!("{} source ports for each of {} queues", plan.endpoints() / all.len(), all.len()),
+    });
+    report.queues = Some(queues);
+    Ok(Some(plan.into_sockets()))
 }
 
 /// A probe of the first of the target's addresses that answers, and the server's figures.

@@ -26,13 +26,15 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Threads(Vec<JoinHandle<io::Result<()>>>);
 
 impl Threads {
-    /// Starts them, with the sockets dealt out in turn; there are at least as many sockets as threads.
+    /// Starts them, with the sockets dealt out in turn: `bound` ones, or else ones of any ports. There are at
+    /// least as many sockets as threads.
     ///
     /// # Errors
     /// Which resource of this host ran out.
-    pub fn start(shared: &Arc<Shared>) -> Result<Self, String> {
+    pub fn start(shared: &Arc<Shared>, bound: Option<Vec<UdpSocket>>) -> Result<Self, String> {
         let (count, endpoints) = (shared.settings.threads, shared.settings.endpoints);
-        let sockets = (0..endpoints).map(|_| endpoint::bind(shared.server)).collect::<io::Result<Vec<_>>>();
+        let any_ports = || (0..endpoints).map(|_| endpoint::bind(shared.server, 0)).collect();
+        let sockets: io::Result<Vec<_>> = bound.map_or_else(any_ports, Ok);
         let sockets =
             sockets.map_err(|error| format!("cannot open {endpoints} sockets: {error}; see `ulimit -n`"))?;
         let mut shares: Vec<Vec<UdpSocket>> = std::iter::repeat_with(Vec::new).take(count).collect();
@@ -114,7 +116,7 @@ async fn rebind(shared: &Shared, thread: usize, endpoints: &[Endpoint]) -> io::E
         if shared.ramping() > 0 || *shared.phase.borrow() != Phase::Load {
             continue;
         }
-        if let Err(error) = endpoint::bind(shared.server).and_then(|socket| endpoint.rebind(socket)) {
+        if let Err(error) = endpoint::bind(shared.server, 0).and_then(|socket| endpoint.rebind(socket)) {
             return error;
         }
         shared.stats.threads[thread].count.rebinds.add(1);

@@ -3,13 +3,14 @@
 //!
 //! ```text
 //!   client namespace                           server namespace
-//!     loadgen ── clnt0 ◄── veth, 2 queues ──► serv0 ── XDP program ── AF_XDP ──┐
+//!     loadgen ── clnt0 ◄── veth, queues ────► serv0 ── XDP program ── AF_XDP ──┐
 //!                                                           └─ pass ── socket ─┤ xdp-server
 //!                                        loadgen ── lo ─────────────── socket ─┘
 //! ```
 //!
 //! | file | question |
 //! |---|---|
+//! | `alignment` | do connections land on the queues that the load generator chose for them? |
 //! | `canvases` | do all clients, the server and its snapshot end with the same canvas, to the byte? |
 //! | `lifecycle` | does it end cleanly, also when killed, and keep out of another server's way? |
 //! | `newcomers` | is everything that a newcomer gets wrong answered with what to type? |
@@ -17,6 +18,8 @@
 //! Needs root, and fails without. Namespaces belong to each test's own thread, so that nothing outside of them is
 //! touched and nothing is left, however a test ends. One test runs at a time: they share the machine's cores.
 
+#[path = "namespaces/alignment.rs"]
+mod alignment;
 #[path = "namespaces/canvases.rs"]
 mod canvases;
 #[path = "net_xdp/lab.rs"]
@@ -45,9 +48,14 @@ const SOCKETS: &[&str] = &["--queues", "2", "--backend", "socket"];
 
 /// Runs `test` in two namespaces of its own, ready for a server and its clients.
 fn in_namespaces(test: impl FnOnce(&Lab) + Send) {
+    with_queues(2, test);
+}
+
+/// The same with this many queues on each end of the cable.
+fn with_queues(queues: usize, test: impl FnOnce(&Lab) + Send) {
     // Before any server starts to wait for it.
     programs::loadgen();
-    Lab::run(|lab| {
+    Lab::with_queues(queues, |lab| {
         lab.server("ip link set dev lo up");
         // veth completes no checksums for AF_XDP, nor does it split what the sender left in one piece.
         lab.client("ethtool -K clnt0 tx off");

@@ -1,4 +1,4 @@
-//! Two network namespaces, joined by a veth pair with two queues:
+//! Two network namespaces, joined by a veth pair, with two queues unless asked for others:
 //!
 //! ```text
 //!   server namespace                         client namespace
@@ -29,26 +29,31 @@ pub struct Lab {
 impl Lab {
     /// Runs `test` in a laboratory of its own.
     pub fn run(test: impl FnOnce(&Lab) + Send) {
+        Self::with_queues(2, test);
+    }
+
+    /// The same with this many queues each way.
+    pub fn with_queues(queues: usize, test: impl FnOnce(&Lab) + Send) {
         assert!(
             nix::unistd::geteuid().is_root(),
             "this test makes network namespaces: run it as root (sudo -E)"
         );
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         thread::scope(|scope| {
-            if let Err(panic) = scope.spawn(|| test(&Lab::new())).join() {
+            if let Err(panic) = scope.spawn(|| test(&Lab::new(queues))).join() {
                 std::panic::resume_unwind(panic);
             }
         });
     }
 
-    fn new() -> Self {
+    fn new(queues: usize) -> Self {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         let client = File::open("/proc/thread-self/ns/net").unwrap();
         // /sys shows the network namespace that it was mounted from.
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
         let lab = Self { client };
         lab.server("mount --make-rprivate / && mount -t sysfs sysfs /sys");
-        let queues = "numrxqueues 2 numtxqueues 2";
+        let queues = format!("numrxqueues {queues} numtxqueues {queues}");
         let peer = lab.client_path();
         lab.server(&format!("ip link add serv0 {queues} type veth peer name clnt0 {queues} netns {peer}"));
         // Addresses without duplicate address detection, which takes seconds.
