@@ -214,7 +214,6 @@ impl<'a> Assembly<'a> {
             cert: identity.cert_pem_path.clone(),
             key: identity.key_pem_path.clone(),
             idle_timeout: settings.idle_timeout,
-            tick: settings.tick,
         };
         let quic = topology.workers.iter().map(|_| quic.build()).collect::<Result<_, _>>();
         let quic = quic.map_err(ServerError::Quic)?;

@@ -54,7 +54,6 @@ impl Identities {
             cert: identity.cert_pem_path,
             key: identity.key_pem_path,
             idle_timeout: IDLE_TIMEOUT,
-            tick: Duration::from_millis(TICK_MS.into()),
         };
         Ok(Self { quic, _files: files })
     }

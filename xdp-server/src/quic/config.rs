@@ -74,12 +74,11 @@ const CONTROL_WINDOW: u64 = 32 * 1024;
 /// next spare ID to the left path again, and fails to send when it has none to spare.
 pub const PATHS: u64 = 8;
 
-/// Largest acknowledgement delay that the protocol page allows the server, in milliseconds.
-const MAX_ACK_DELAY_LIMIT: u64 = 100;
-
-/// How much later than the tick an acknowledgement may be, in milliseconds: the time to fan a tick out. Less,
-/// and acknowledgements leave just before the diff that would have carried them.
-const ACK_DELAY_SLACK: u64 = 10;
+/// How long an acknowledgement of datagrams may wait for a broadcast to ride on, or for more packets to
+/// acknowledge; what is advertised as `max_ack_delay`. The most that the protocol page allows the server: two
+/// ticks of 50 ms. A client that paints every 35 ms gets one ACK for three pixels. Less, and it is for fewer;
+/// an ACK costs as much as three messages.
+const ACK_DELAY: Duration = Duration::from_millis(100);
 
 /// What a worker's QUIC settings depend on.
 #[derive(Clone, Debug)]
@@ -90,18 +89,9 @@ pub struct QuicSettings {
     pub key: std::path::PathBuf,
     /// A connection silent for so long is dropped.
     pub idle_timeout: Duration,
-    /// Time between two broadcasts: acknowledgements wait for the next one.
-    pub tick: Duration,
 }
 
 impl QuicSettings {
-    /// How long an acknowledgement of datagrams may wait for a broadcast to ride on; what is advertised as
-    /// `max_ack_delay`.
-    pub fn ack_delay(&self) -> Duration {
-        let tick = self.tick.as_millis() as u64;
-        Duration::from_millis((tick + ACK_DELAY_SLACK).min(MAX_ACK_DELAY_LIMIT))
-    }
-
     /// What one worker needs. The files are read here, and not again.
     ///
     /// # Errors
@@ -122,7 +112,7 @@ impl QuicSettings {
         config.set_max_idle_timeout(self.idle_timeout.as_millis() as u64);
         config.set_max_recv_udp_payload_size(MAX_RX_PAYLOAD);
         config.set_max_send_udp_payload_size(MAX_TX_PAYLOAD);
-        config.set_max_ack_delay(self.ack_delay().as_millis() as u64);
+        config.set_max_ack_delay(ACK_DELAY.as_millis() as u64);
         // One control stream from the client; no others are part of the protocol.
         config.set_initial_max_streams_bidi(1);
         config.set_initial_max_streams_uni(0);
@@ -135,7 +125,7 @@ impl QuicSettings {
         // few.
         config.enable_pacing(false);
         config.set_active_connection_id_limit(PATHS);
-        Ok(WorkerQuic { config, ack_delay: self.ack_delay() })
+        Ok(WorkerQuic { config, ack_delay: ACK_DELAY })
     }
 }
 
@@ -143,7 +133,7 @@ impl QuicSettings {
 pub struct WorkerQuic {
     /// quiche's configuration. One for each worker: accepting needs it mutable.
     pub config: quiche::Config,
-    /// [`QuicSettings::ack_delay`].
+    /// How long an acknowledgement may wait.
     pub ack_delay: Duration,
 }
 
@@ -151,23 +141,16 @@ pub struct WorkerQuic {
 mod tests {
     use super::*;
 
-    fn settings(tick_ms: u64) -> QuicSettings {
+    fn settings() -> QuicSettings {
         QuicSettings {
             cert: "missing.pem".into(),
             key: "missing.key".into(),
             idle_timeout: Duration::from_secs(30),
-            tick: Duration::from_millis(tick_ms),
         }
     }
 
     #[test]
-    fn acknowledgements_outwait_a_tick_but_not_the_protocols_limit() {
-        assert_eq!(settings(50).ack_delay(), Duration::from_millis(60));
-        assert_eq!(settings(1000).ack_delay(), Duration::from_millis(100));
-    }
-
-    #[test]
     fn a_missing_certificate_is_named() {
-        assert!(settings(50).build().err().is_some_and(|e| e.contains("missing.pem")));
+        assert!(settings().build().err().is_some_and(|e| e.contains("missing.pem")));
     }
 }

@@ -90,7 +90,7 @@ impl World {
             16_384,
             tick,
         );
-        let quic = QuicSettings { cert, key, idle_timeout: options.idle_timeout, tick };
+        let quic = QuicSettings { cert, key, idle_timeout: options.idle_timeout };
         let workers = ios
             .into_iter()
             .zip(links)
