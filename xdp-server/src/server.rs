@@ -208,6 +208,7 @@ impl<'a> Assembly<'a> {
             key: identity.key_pem_path.clone(),
             idle_timeout: settings.idle_timeout,
             tick: settings.tick,
+            ticket_key: keys.ticket,
         };
         let quic = topology.workers.iter().map(|_| quic.build()).collect::<Result<_, _>>();
         let quic = quic.map_err(ServerError::Quic)?;

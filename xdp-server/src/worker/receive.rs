@@ -7,6 +7,7 @@ use crate::net::{MAX_TX_PAYLOAD, Path};
 use crate::quic::cid::{self, Route};
 use crate::quic::header::{self, Header, MIN_INITIAL_LEN};
 use crate::quic::table::InitialId;
+use crate::quic::tls;
 use crate::session::{Close, Session};
 use canvas::codes::CloseCode;
 use quiche::{ConnectionId, PathEvent, RecvInfo};
@@ -174,7 +175,9 @@ impl Core {
             let scid = codec.encode(&route);
             config.set_stateless_reset_token(Some(u128::from_be_bytes(resetter.token(&scid))));
             let scid = ConnectionId::from_ref(&scid);
-            let quic = quiche::accept_with_buf_factory(&scid, None, path.local, path.peer, config).ok()?;
+            let mut quic =
+                quiche::accept_with_buf_factory(&scid, None, path.local, path.peer, config).ok()?;
+            tls::free_settings_after_handshake(&mut quic);
             Some(Conn {
                 quic,
                 session: Session::new(slot, generation, ctx, now),
