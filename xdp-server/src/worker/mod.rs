@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            +--------------------------- one turn, each stage bounded ----------------------------+
-//! rings -->  | serve  receive  strays  timers  acks  tick  fan-out  transmit  flush  housekeeping  | --> rings
+//! rings -->  | serve  receive  strays  timers  acks  tick  fan-out  transmit  newcomers  flush     | --> rings
 //!            +-------------------------------------------------------------------------------------+
 //! ```
 //!
@@ -13,11 +13,13 @@
 //!
 //! - `conn`: what is kept of one connection
 //! - `receive`: from a packet to its connection; accepting, refusing, resetting
+//! - `newcomers`: new connections, a few each turn
 //! - `fanout`: one tick to all subscribers
 //! - `transmit`: from connections to packets; timers; closing
 
 pub mod conn;
 mod fanout;
+mod newcomers;
 mod receive;
 mod transmit;
 
@@ -35,6 +37,7 @@ use canvas::palette::Palette;
 use canvas::tiles::TileReader;
 use conn::{Conn, Life};
 use fanout::Fanout;
+use newcomers::Newcomers;
 use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
@@ -173,6 +176,7 @@ struct Core {
     /// Slots that have something to send.
     ready: VecDeque<u32>,
     stateless: VecDeque<Stateless>,
+    newcomers: Newcomers,
     fanout: Fanout,
     /// Scratch for expired timers.
     due: Vec<u32>,
@@ -218,6 +222,7 @@ impl<I: PacketIo> Worker<I> {
             wheel: TimerWheel::new(slots as usize, now),
             ready: VecDeque::with_capacity(slots as usize),
             stateless: VecDeque::new(),
+            newcomers: Newcomers::default(),
             fanout: Fanout::default(),
             due: Vec::with_capacity(TIMER_BUDGET),
             drain: None,
@@ -268,6 +273,7 @@ impl<I: PacketIo> Worker<I> {
         busy |= core.take_acks();
         busy |= core.fan_out(now);
         busy |= core.transmit(&mut self.io, now);
+        busy |= core.accept_newcomers(now);
         self.io.flush(now);
         if now >= self.next_housekeeping {
             self.next_housekeeping = now + HOUSEKEEPING;

@@ -107,7 +107,7 @@ impl Core {
         };
         match self.table.find_initial(&id) {
             Some(slot) => self.deliver(slot, path, packet, now),
-            None if initial && packet.len() >= MIN_INITIAL_LEN => self.accept(id, path, packet, now),
+            None if initial && packet.len() >= MIN_INITIAL_LEN => self.set_aside(path, packet),
             None => self.ctx.stats.drop_not_initial += 1,
         }
     }
@@ -163,7 +163,7 @@ impl Core {
     }
 
     /// Makes a connection of an Initial, if there is room for it and the packet is what it says.
-    fn accept(&mut self, id: InitialId, path: &Path, packet: &mut [u8], now: Instant) {
+    pub fn accept(&mut self, id: InitialId, path: &Path, packet: &mut [u8], now: Instant) {
         let full = self.table.len() >= self.max_connections;
         if self.table.len() >= self.max_connections + REFUSAL_SLOTS || self.drain.is_some() {
             self.ctx.stats.drop_full += 1;
@@ -213,7 +213,7 @@ impl Core {
     }
 
     /// Gives a packet to the connection in `slot`, and to its session what QUIC makes of it.
-    fn deliver(&mut self, slot: u32, path: &Path, packet: &mut [u8], now: Instant) {
+    pub fn deliver(&mut self, slot: u32, path: &Path, packet: &mut [u8], now: Instant) {
         let Some(conn) = self.table.get_mut(slot) else { return };
         let elsewhere = conn.paths.note(path);
         let info = RecvInfo { from: path.peer, to: path.local };
