@@ -7,14 +7,14 @@ source scripts/lib.sh
 usage() {
     cat <<'USAGE'
 Measures what an idle connection costs: starts the release server with one worker on loopback, connects
-clients that do nothing, waits, lets them leave, and waits until their memory is given back: a good-bye
+clients that do nothing, waits (what handshakes took is given back after 10 s), lets them leave, and waits until their memory is given back: a good-bye
 that is lost in the rush takes 15 s to time out, jemalloc keeps freed memory for another 10 s. Resident
 memory is the process's VmRSS and its HugetlbPages, which VmRSS does not count.
 
 usage: scripts/bench_memory.sh [OPTIONS] [-- SERVER-OPTIONS]
 
   --clients N       connections                                              [default: 20000]
-  --hold S          seconds that all of them stay                            [default: 10]
+  --hold S          seconds that all of them stay                            [default: 20]
   --settle S        seconds from when they have left to the last look        [default: 30]
   --listen A:P      where to serve                                           [default: 127.0.0.1:4433]
   --max-kb N        fail if a connection costs more, in KB (1000 bytes)      [default: no limit]
@@ -35,7 +35,7 @@ usage_error() {
 }
 
 clients=20000
-hold=10
+hold=20
 settle=30
 listen=127.0.0.1:4433
 max_kb=
