@@ -214,6 +214,7 @@ impl<'a> Assembly<'a> {
             cert: identity.cert_pem_path.clone(),
             key: identity.key_pem_path.clone(),
             idle_timeout: settings.idle_timeout,
+            ticket_key: keys.ticket,
         };
         let quic = topology.workers.iter().map(|_| quic.build()).collect::<Result<_, _>>();
         let quic = quic.map_err(ServerError::Quic)?;

@@ -105,6 +105,8 @@ counters! {
         drop_quic,
         /// Initials dropped: no room even to refuse politely.
         drop_full,
+        /// Initials of strangers dropped: too many waited to be accepted.
+        drop_newcomers,
         /// Packets received for another worker's connection and handed to it.
         strays_out,
         /// Packets taken over from other workers.

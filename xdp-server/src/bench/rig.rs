@@ -54,6 +54,7 @@ impl Identities {
             cert: identity.cert_pem_path,
             key: identity.key_pem_path,
             idle_timeout: IDLE_TIMEOUT,
+            ticket_key: [0; crate::quic::tls::TICKET_KEY_LEN],
         };
         Ok(Self { quic, _files: files })
     }

@@ -8,4 +8,5 @@ pub mod config;
 pub mod header;
 pub mod reset;
 pub mod table;
+pub mod tls;
 pub mod wheel;

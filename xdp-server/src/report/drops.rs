@@ -38,6 +38,7 @@ const CAUSES: &[Cause] = causes! {
     drop_not_initial "not initial",
     drop_quic "quic",
     drop_full "table full",
+    drop_newcomers "newcomers",
     strays_dropped "stray",
     pixels_overload "overload",
     datagrams_malformed "bad dgram",

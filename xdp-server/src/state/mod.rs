@@ -8,11 +8,14 @@
 //! |---|---|---|---|
 //! | `connection-id.key` | AES-128 key of the connection IDs, 16 bytes | 0600 | never |
 //! | `reset.key` | key of the stateless reset tokens, 32 bytes | 0600 | never |
+//! | `ticket.key` | key that seals TLS session tickets, 48 bytes | 0600 | never |
 //! | `cert.pem`, `cert.key` | self-signed certificate and its key, PEM | 0600 | a day before it expires |
 //!
-//! The two keys make a restarted server recognise its earlier connections, and reset them at once instead of
-//! leaving their clients to time out. Whoever reads them can forge both, so a key that others can read is
-//! refused, not used.
+//! The first two make a restarted server recognise its earlier connections, and reset them at once instead of
+//! leaving their clients to time out; the third lets its clients resume, at a fraction of a handshake's cost.
+//! Whoever reads them can forge what they protect (with the third: answer in the server's name a client that
+//! resumes, but not read recorded traffic), so a key that others can read is refused, not used. To change
+//! one, remove its file and restart: with another ticket key, clients make whole handshakes once.
 //!
 //! Files appear whole or not at all: written under a temporary name, synced, then linked (keys: the first of
 //! two servers that start together wins, and both use its key) or renamed (certificate) into place. There is
@@ -30,10 +33,12 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::quic::tls::TICKET_KEY_LEN;
 pub use certificate::{CertificateError, Identity};
 
 const CONNECTION_ID_KEY: &str = "connection-id.key";
 const RESET_KEY: &str = "reset.key";
+const TICKET_KEY: &str = "ticket.key";
 
 /// Where root keeps state, by the Filesystem Hierarchy Standard.
 const ROOT_DIR: &str = "/var/lib/xdp-server";
@@ -51,6 +56,8 @@ pub struct Keys {
     pub connection_id: [u8; 16],
     /// Key that stateless reset tokens are derived with.
     pub reset: [u8; 32],
+    /// Key that seals TLS session tickets.
+    pub ticket: [u8; TICKET_KEY_LEN],
 }
 
 impl fmt::Debug for Keys {
@@ -165,6 +172,7 @@ impl StateDir {
     pub fn check_secrets(&self) -> Result<(), StateError> {
         self.kept::<16>(CONNECTION_ID_KEY)?;
         self.kept::<32>(RESET_KEY)?;
+        self.kept::<TICKET_KEY_LEN>(TICKET_KEY)?;
         certificate::check_secret(self)
     }
 
@@ -178,7 +186,11 @@ impl StateDir {
     /// # Errors
     /// [`StateError`]: a key cannot be read or made, is readable by others, or has the wrong length.
     pub fn keys(&self) -> Result<Keys, StateError> {
-        Ok(Keys { connection_id: self.key(CONNECTION_ID_KEY)?, reset: self.key(RESET_KEY)? })
+        Ok(Keys {
+            connection_id: self.key(CONNECTION_ID_KEY)?,
+            reset: self.key(RESET_KEY)?,
+            ticket: self.key(TICKET_KEY)?,
+        })
     }
 
     fn key<const N: usize>(&self, name: &str) -> Result<[u8; N], StateError> {
@@ -279,13 +291,14 @@ mod tests {
         let keys = state.keys().unwrap();
         assert_ne!(keys.connection_id, [0; 16]);
         assert_ne!(keys.reset, [0; 32]);
+        assert_ne!(keys.ticket, [0; TICKET_KEY_LEN]);
         assert_eq!(StateDir::open(Some(state.path())).unwrap().keys().unwrap(), keys);
         assert_eq!(format!("{keys:?}"), "Keys(secret)");
 
         assert_eq!(mode(state.path()), 0o700);
         let mut names: Vec<_> = fs::read_dir(state.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["connection-id.key", "reset.key"], "and no temporary file is left");
+        assert_eq!(names, ["connection-id.key", "reset.key", "ticket.key"], "and no temporary file is left");
         assert!(names.iter().all(|name| mode(&state.path().join(name)) == 0o600));
 
         let (_parent, other) = fresh();

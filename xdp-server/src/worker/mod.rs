@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            +--------------------------- one turn, each stage bounded ----------------------------+
-//! rings -->  | serve  receive  strays  timers  acks  tick  fan-out  transmit  flush  housekeeping  | --> rings
+//! rings -->  | serve  receive  strays  timers  acks  tick  fan-out  transmit  newcomers  flush     | --> rings
 //!            +-------------------------------------------------------------------------------------+
 //! ```
 //!
@@ -14,6 +14,7 @@
 //! - `ahead`: what a burst will need from memory
 //! - `conn`: what is kept of one connection
 //! - `receive`: from a packet to its connection; accepting, refusing, resetting
+//! - `newcomers`: new connections, a few each turn
 //! - `fanout`: one tick to all subscribers
 //! - `regime`: where the time goes
 //! - `transmit`: from connections to packets; timers; closing
@@ -21,6 +22,7 @@
 mod ahead;
 pub mod conn;
 mod fanout;
+mod newcomers;
 mod receive;
 mod regime;
 mod transmit;
@@ -40,6 +42,7 @@ use canvas::palette::Palette;
 use canvas::tiles::TileReader;
 use conn::{Conn, Life};
 use fanout::Fanout;
+use newcomers::Newcomers;
 use regime::{Meter, Regime};
 use std::collections::VecDeque;
 use std::io;
@@ -179,6 +182,7 @@ struct Core {
     /// Slots that have something to send.
     ready: VecDeque<u32>,
     stateless: VecDeque<Stateless>,
+    newcomers: Newcomers,
     fanout: Fanout,
     /// Scratch for expired timers.
     due: Vec<u32>,
@@ -226,6 +230,7 @@ impl<I: PacketIo> Worker<I> {
             wheel: TimerWheel::new(slots as usize, now),
             ready: VecDeque::with_capacity(slots as usize),
             stateless: VecDeque::new(),
+            newcomers: Newcomers::default(),
             fanout: Fanout::default(),
             due: Vec::with_capacity(TIMER_BUDGET),
             drain: None,
@@ -272,6 +277,8 @@ impl<I: PacketIo> Worker<I> {
         let transmitted = core.transmit(&mut self.io, now);
         self.io.flush(now);
         busy |= core.did(if core.blocked { Regime::Blocked } else { Regime::Sending }, transmitted);
+        let accepted = core.accept_newcomers(now);
+        busy |= core.did(Regime::Handshaking, accepted);
         core.ctx.stats.busy_turns += u64::from(busy);
         if now >= self.next_housekeeping {
             self.next_housekeeping = now + HOUSEKEEPING;

@@ -8,6 +8,7 @@ use crate::net::{MAX_TX_PAYLOAD, Path};
 use crate::quic::cid::{self, Route};
 use crate::quic::header::{self, Header, MIN_INITIAL_LEN};
 use crate::quic::table::InitialId;
+use crate::quic::tls;
 use crate::session::{Close, Session};
 use canvas::codes::CloseCode;
 use quiche::{ConnectionId, PathEvent, RecvInfo};
@@ -132,7 +133,7 @@ impl Core {
         };
         match self.table.find_initial(&id) {
             Some(slot) => self.deliver(slot, path, packet, now),
-            None if initial && packet.len() >= MIN_INITIAL_LEN => self.accept(id, path, packet, now),
+            None if initial && packet.len() >= MIN_INITIAL_LEN => self.set_aside(path, packet),
             None => self.ctx.stats.drop_not_initial += 1,
         }
     }
@@ -188,7 +189,7 @@ impl Core {
     }
 
     /// Makes a connection of an Initial, if there is room for it and the packet is what it says.
-    fn accept(&mut self, id: InitialId, path: &Path, packet: &mut [u8], now: Instant) {
+    pub fn accept(&mut self, id: InitialId, path: &Path, packet: &mut [u8], now: Instant) {
         let full = self.table.len() >= self.max_connections;
         if self.table.len() >= self.max_connections + REFUSAL_SLOTS || self.drain.is_some() {
             self.ctx.stats.drop_full += 1;
@@ -200,7 +201,9 @@ impl Core {
             let scid = codec.encode(&route);
             config.set_stateless_reset_token(Some(u128::from_be_bytes(resetter.token(&scid))));
             let scid = ConnectionId::from_ref(&scid);
-            let quic = quiche::accept_with_buf_factory(&scid, None, path.local, path.peer, config).ok()?;
+            let mut quic =
+                quiche::accept_with_buf_factory(&scid, None, path.local, path.peer, config).ok()?;
+            tls::free_settings_after_handshake(&mut quic);
             Some(Conn {
                 quic,
                 session: Session::new(slot, generation, ctx, now),
@@ -238,7 +241,7 @@ impl Core {
     }
 
     /// Gives a packet to the connection in `slot`, and to its session what QUIC makes of it.
-    fn deliver(&mut self, slot: u32, path: &Path, packet: &mut [u8], now: Instant) {
+    pub fn deliver(&mut self, slot: u32, path: &Path, packet: &mut [u8], now: Instant) {
         let Some(conn) = self.table.get_mut(slot) else { return };
         let (length, elsewhere) = (packet.len(), conn.paths.note(path));
         let info = RecvInfo { from: path.peer, to: path.local };

@@ -12,6 +12,7 @@ use xdp_server::link::{self, Phase, Shared};
 use xdp_server::master::Master;
 use xdp_server::net::sim::{SimConfig, SimIo, SimNet};
 use xdp_server::quic::config::QuicSettings;
+use xdp_server::quic::tls::TICKET_KEY_LEN;
 use xdp_server::session::SessionSettings;
 use xdp_server::stats::WorkerStats;
 use xdp_server::worker::{Worker, WorkerParts};
@@ -90,7 +91,12 @@ impl World {
             16_384,
             tick,
         );
-        let quic = QuicSettings { cert, key, idle_timeout: options.idle_timeout };
+        let quic = QuicSettings {
+            cert,
+            key,
+            idle_timeout: options.idle_timeout,
+            ticket_key: [7; TICKET_KEY_LEN],
+        };
         let workers = ios
             .into_iter()
             .zip(links)
