@@ -10,7 +10,8 @@
 //!
 //! | file | question |
 //! |---|---|
-//! | `canvases` | do all clients, the server and its snapshot end with the same canvas, to the byte? |
+//! | `scenario` | with loss, moves and a drain, on every backend: is every canvas the same, to the byte? |
+//! | `canvases` | and by all other ways that packets can take? |
 //! | `lifecycle` | does it end cleanly, also when killed, and keep out of another server's way? |
 //! | `newcomers` | is everything that a newcomer gets wrong answered with what to type? |
 //!
@@ -28,6 +29,8 @@ mod lifecycle;
 mod newcomers;
 #[path = "namespaces/programs.rs"]
 mod programs;
+#[path = "namespaces/scenario.rs"]
+mod scenario;
 
 use lab::Lab;
 use programs::eventually;
