@@ -32,9 +32,10 @@ use crate::watcher::{Wake, Watcher};
 /// a turn between them; larger makes the others late too, smaller costs more turns.
 const MAX_BURST: usize = 32;
 
-/// How long after a NOTICE the close that it announces may take: the half second that servers leave for the NOTICE to
-/// arrive, and room for a busy machine. A close is one packet, which nobody repeats; where it is lost, the NOTICE has
-/// said all there is to say. Longer keeps such clients waiting; shorter takes a late close for a lost one.
+/// How long after a NOTICE the close that it announces may take: the half second that servers leave for the
+/// NOTICE to arrive, and room for a busy machine. A close is one packet, which nobody repeats; where it is
+/// lost, the NOTICE has said all there is to say. Longer keeps such clients waiting; shorter takes a late
+/// close for a lost one.
 const CLOSE_AFTER_NOTICE: Duration = Duration::from_secs(2);
 
 /// Bytes of a PAINT datagram of one pixel.
@@ -80,8 +81,8 @@ pub async fn live(shared: Arc<Shared>, thread: usize, endpoint: Endpoint, index:
     match end {
         Ok(()) => close(&connection, CloseCode::Ok),
         Err(loss) => {
-            // If it is the connection that was lost, this does nothing; else, without a NOTICE that it would be, the
-            // server broke the protocol.
+            // If it is the connection that was lost, this does nothing; else, without a NOTICE that it would
+            // be, the server broke the protocol.
             let announced = client.announced.is_some();
             close(&connection, if announced { CloseCode::Ok } else { CloseCode::ProtocolViolation });
             shared.stats.failed(loss.as_str());

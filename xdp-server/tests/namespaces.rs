@@ -1,5 +1,5 @@
-//! The two programs against each other, end to end, in network namespaces: the server as users run it, on every
-//! backend, and the load generator as its clients.
+//! The two programs against each other, end to end, in network namespaces: the server as users run it, on
+//! every backend, and the load generator as its clients.
 //!
 //! ```text
 //!   client namespace                           server namespace
@@ -15,8 +15,9 @@
 //! | `lifecycle` | does it end cleanly, also when killed, and keep out of another server's way? |
 //! | `newcomers` | is everything that a newcomer gets wrong answered with what to type? |
 //!
-//! Needs root, and fails without. Namespaces belong to each test's own thread, so that nothing outside of them is
-//! touched and nothing is left, however a test ends. One test runs at a time: they share the machine's cores.
+//! Needs root, and fails without. Namespaces belong to each test's own thread, so that nothing outside of
+//! them is touched and nothing is left, however a test ends. One test runs at a time: they share the
+//! machine's cores.
 
 #[path = "namespaces/canvases.rs"]
 mod canvases;
@@ -54,7 +55,8 @@ fn in_namespaces(test: impl FnOnce(&Lab) + Send) {
         lab.server("ip link set dev lo up");
         // veth completes no checksums for AF_XDP, nor does it split what the sender left in one piece.
         lab.client("ethtool -K clnt0 tx off");
-        // On a busy machine the kernel takes its time to notice the carrier, and drops what is sent until then.
+        // On a busy machine the kernel takes its time to notice the carrier, and drops what is sent until
+        // then.
         let up = |link: String| link.contains(" UP ").then_some(());
         eventually("serv0 is up", || up(lab.server("ip -brief link show dev serv0")));
         eventually("clnt0 is up", || up(lab.client("ip -brief link show dev clnt0")));

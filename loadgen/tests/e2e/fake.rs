@@ -50,8 +50,8 @@ pub enum Fault {
     Miscount,
     /// Closes all connections with this code after a second.
     CloseAll(u32),
-    /// Announces with each acknowledgement that it drains, and closes nothing: what is left of an end whose closes
-    /// were lost.
+    /// Announces with each acknowledgement that it drains, and closes nothing: what is left of an end whose
+    /// closes were lost.
     AnnounceOnly,
     /// Closes connections past this number with SERVER_FULL.
     Full(usize),

@@ -61,7 +61,11 @@ impl Facts {
             true => "sudo systemctl stop irqbalance".to_owned(),
             false => format!("sudo kill {pid}"),
         };
-        Row::warn(CHECK, found, Remedy::command(command).or("sudo scripts/tune_server.sh apply --only irqbalance"))
+        Row::warn(
+            CHECK,
+            found,
+            Remedy::command(command).or("sudo scripts/tune_server.sh apply --only irqbalance"),
+        )
     }
 
     fn affinity(&self, wanted: &Wanted<'_>, nic: &Nic) -> Row {

@@ -125,15 +125,18 @@ impl Facts {
         Row::warn(CHECK, found, remedy)
     }
 
-    /// The script that makes the pool one of `pages`. It asks the doctor how many, of whom it knows only interface and
-    /// queues: where other settings count too, it is told.
+    /// The script that makes the pool one of `pages`. It asks the doctor how many, of whom it knows only
+    /// interface and queues: where other settings count too, it is told.
     fn script(&self, wanted: &Wanted<'_>, pages: usize) -> String {
         let iface = wanted.settings.iface.clone();
-        let (queues, flags) = (wanted.workers(), iface.iter().map(|iface| format!("--iface {iface} ")).collect::<String>());
+        let (queues, flags) =
+            (wanted.workers(), iface.iter().map(|iface| format!("--iface {iface} ")).collect::<String>());
         let workers = u16::try_from(queues).ok();
         let asked = cli::Settings { iface, workers, ..cli::Settings::default() };
         match self.need(&Wanted::new(&asked, wanted.host)) {
-            Some(need) if need.nr_hugepages == pages => format!("sudo scripts/hugepages.sh {flags}--queues {queues}"),
+            Some(need) if need.nr_hugepages == pages => {
+                format!("sudo scripts/hugepages.sh {flags}--queues {queues}")
+            }
             _ => format!("sudo scripts/hugepages.sh --pages {pages}"),
         }
     }

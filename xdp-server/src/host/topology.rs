@@ -185,8 +185,8 @@ pub fn plan(settings: &Settings, facts: &HostFacts) -> Result<Topology, PlanErro
     let poll = poll(settings.poll, facts, &cpus, count, threads, &mut notes);
     let unserved_queues = nic.filter(|nic| count < nic.rx_queues as usize).map(|nic| {
         format!(
-            "{0} has {1} receive queues, {count} with a worker: packets of the others take the kernel's slower way; \
-             `ethtool -L {0} combined {count}` spreads them over those served",
+            "{0} has {1} receive queues, {count} with a worker: packets of the others take the \
+             kernel's slower way; `ethtool -L {0} combined {count}` spreads them over those served",
             nic.name, nic.rx_queues
         )
     });

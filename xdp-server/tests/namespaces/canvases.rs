@@ -1,6 +1,7 @@
-//! Every way that packets can take beside those of `scenario.toml`: IPv6, loopback, busy polling, moves to other queues.
-//! Sixty clients paint at random, some of them mirror the canvas; at the end every mirror equals a fresh snapshot (the
-//! load generator's `--verify`), and that snapshot equals what the server itself has, to the byte.
+//! Every way that packets can take beside those of `scenario.toml`: IPv6, loopback, busy polling, moves to
+//! other queues. Sixty clients paint at random, some of them mirror the canvas; at the end every mirror
+//! equals a fresh snapshot (the load generator's `--verify`), and that snapshot equals what the server itself
+//! has, to the byte.
 
 use std::fs;
 
@@ -10,7 +11,8 @@ use crate::lab::Lab;
 use crate::programs::{Clients, Home, Server};
 use crate::{GENERIC, NATIVE, SOCKETS, V4, V6, attached, in_namespaces, total};
 
-/// Flags of the clients of each run. Sixteen source ports, so that both queues get some: all of them on one is one chance in 32,768.
+/// Flags of the clients of each run. Sixteen source ports, so that both queues get some: all of them on one
+/// is one chance in 32,768.
 const LOAD: &[&str] =
     &["--clients", "60", "--num-endpoints", "16", "--watchers", "8", "--frame-share", "10", "--verify"];
 /// How long they paint, unless it matters.
@@ -46,9 +48,9 @@ fn far_clients(lab: &Lab, server: &[&str], target: &str, clients: &[&str]) -> Ou
     same_canvas(server, |_, dump| Clients::far(lab, target, &[LOAD, clients, dump].concat())).alone()
 }
 
-/// Runs a server with these flags, and the clients that `start` starts, with the flags that it is
-/// given among theirs. Proves that
-/// clients, server and snapshot end with the same canvas. Stops the server while whoever else is connected still is.
+/// Runs a server with these flags, and the clients that `start` starts, with the flags that it is given among
+/// theirs. Proves that clients, server and snapshot end with the same canvas. Stops the server while whoever
+/// else is connected still is.
 pub fn same_canvas(server: &[&str], start: impl FnOnce(&Server, &[&str]) -> Clients) -> Outcome {
     let home = Home::new();
     let (ours, theirs) = (home.file("server.canvas"), home.file("clients.canvas"));
@@ -149,7 +151,8 @@ fn clients_that_move_to_another_socket_stay_connected() {
     clients_move(&[SOCKETS, &["--steering", "off"]].concat());
 }
 
-/// Loopback is not the interface that XDP serves, so these clients come through the ordinary socket beside it.
+/// Loopback is not the interface that XDP serves, so these clients come through the ordinary socket beside
+/// it.
 #[test]
 fn clients_beside_the_server_are_served_by_the_kernel() {
     in_namespaces(|lab| {

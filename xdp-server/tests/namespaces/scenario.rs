@@ -7,8 +7,8 @@
 //!   network    loses packets, both ways, all the time
 //! ```
 //!
-//! At the end the painters' mirrors, the snapshot that they were compared with, and the server's own canvas are equal
-//! to the byte.
+//! At the end the painters' mirrors, the snapshot that they were compared with, and the server's own canvas
+//! are equal to the byte.
 
 use std::collections::BTreeMap;
 use std::fs;

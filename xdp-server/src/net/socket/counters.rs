@@ -1,5 +1,5 @@
-//! What is counted of one UDP socket, by both backends that have one: it and its worker's packets in and out, and what
-//! the kernel dropped at it.
+//! What is counted of one UDP socket, by both backends that have one: it and its worker's packets in and out,
+//! and what the kernel dropped at it.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -32,8 +32,8 @@ impl SocketCounters {
         1
     }
 
-    /// All of them, with the kernel's drops at `socket` up to now, and `trains_refused` as the transmit side counts
-    /// them. One system call.
+    /// All of them, with the kernel's drops at `socket` up to now, and `trains_refused` as the transmit side
+    /// counts them. One system call.
     pub fn read(&mut self, socket: BorrowedFd<'_>, trains_refused: u64) -> IoCounters {
         if let Some(drops) = kernel_drops(socket) {
             self.io.rx_kernel_drops += u64::from(drops.wrapping_sub(self.kernel_drops));

@@ -43,8 +43,8 @@ impl Drop for Pinned {
 }
 
 /// `frames` rounded up to fill whole huge pages of 2 MiB (the kernel unmaps only those). `None` when there is nothing to
-/// be had of them: one page is larger than all the frames, or xsk-rs, which asks for the kernel's default size, would get
-/// another.
+/// be had of them: one page is larger than all the frames, or xsk-rs, which asks for the kernel's default
+/// size, would get another.
 pub fn on_huge_pages(frames: u32) -> Option<u32> {
     whole_pages(frames).filter(|_| HugePages::read(PageKind::Huge2M).is_some_and(|pool| pool.is_default))
 }
