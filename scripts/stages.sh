@@ -143,14 +143,13 @@ parse_arguments() {
     done
 }
 
-# need_port: ends the script when `port` is none.
+# need_port: ends the script unless `port` is a UDP port.
 need_port() {
     # shellcheck disable=SC2154 # Set by those who call this.
     [[ $port =~ ^[1-9][0-9]{0,4}$ && $port -le 65535 ]] || usage_error "--port $port: 1 to 65535"
 }
 
-# need_interface NAME: ends the script when there is no such interface. What is recorded of one that is gone can be
-# shown and undone.
+# need_interface NAME: ends the script when there is no such interface, unless only what is recorded of it is wanted.
 need_interface() {
     local there
     there="there are: $(ls -x "$TUNE_ROOT/sys/class/net")"

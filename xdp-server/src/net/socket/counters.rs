@@ -1,5 +1,5 @@
-//! What is counted of one UDP socket, by both backends that have one: it and its worker's packets in and out,
-//! and what the kernel dropped at it.
+//! What is counted of one UDP socket, by both backends that have one: packets in and out, and what the kernel
+//! dropped at it. Owned by the worker's packet I/O, and counted on its thread.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
