@@ -35,19 +35,7 @@ iface=
 queues=
 node=
 server=
-while [[ $# -gt 0 ]]; do
-    case $1 in
-        --pages | --iface | --queues | --node | --server)
-            need_value "$@"
-            printf -v "${1#--}" %s "$2"
-            shift 2
-            ;;
-        *)
-            take_common "$@" || usage_error "unexpected: $1"
-            shift "$taken"
-            ;;
-    esac
-done
+parse_arguments 0 'pages iface queues node server' '' "$@"
 [[ $pages =~ ^([1-9][0-9]{0,8})?$ ]] || usage_error "--pages $pages: a number from 1 on"
 [[ $node =~ ^[0-9]*$ ]] || usage_error "--node $node: the number of a NUMA node"
 

@@ -35,37 +35,14 @@ USAGE
 
 cpus=
 queues=
-words=()
-while [[ $# -gt 0 ]]; do
-    case $1 in
-        --cpus | --queues)
-            need_value "$@"
-            printf -v "${1#--}" %s "$2"
-            shift 2
-            ;;
-        *)
-            if take_common "$@"; then
-                shift "$taken"
-            elif [[ $1 != -* && ${#words[@]} -lt 2 ]]; then
-                words+=("$1")
-                shift
-            else
-                usage_error "unexpected: $1"
-            fi
-            ;;
-    esac
-done
+parse_arguments 2 'cpus queues' '' "$@"
 iface=${words[0]-}
 targets=${words[1]-}
-[[ $iface =~ ^[^/[:space:]]+$ ]] || usage_error "which interface? There are: $(ls -x "$TUNE_ROOT/sys/class/net")"
+need_interface "$iface"
 for list in "$cpus" "$targets"; do
     [[ $list =~ ^([0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*)?$ ]] || usage_error "$list: not a list of CPUs such as 1-3,8"
 done
 [[ $queues =~ ^([1-9][0-9]{0,3})?$ ]] || usage_error "--queues $queues: a number from 1 on"
-if [[ $action != undo && $action != status ]]; then
-    [[ -e $TUNE_ROOT/sys/class/net/$iface ]] ||
-        usage_error "there is no interface $iface; there are: $(ls -x "$TUNE_ROOT/sys/class/net")"
-fi
 # shellcheck disable=SC2034 # stages.sh reads these two.
 state_name=pin_irqs.$iface undo_arguments=$iface
 

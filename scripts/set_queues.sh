@@ -39,39 +39,18 @@ USAGE
 }
 
 port=4433
-all_channels=
-words=()
-while [[ $# -gt 0 ]]; do
-    case $1 in
-        --port | --channels)
-            need_value "$@"
-            if [[ $1 == --port ]]; then port=$2; else all_channels=$2; fi
-            shift 2
-            ;;
-        *)
-            if take_common "$@"; then
-                shift "$taken"
-            elif [[ $1 != -* && ${#words[@]} -lt 2 ]]; then
-                words+=("$1")
-                shift
-            else
-                usage_error "unexpected: $1"
-            fi
-            ;;
-    esac
-done
+channels=
+parse_arguments 2 'port channels' '' "$@"
 iface=${words[0]-}
 workers=${words[1]-}
-[[ $iface =~ ^[^/[:space:]]+$ ]] || usage_error "which interface? There are: $(ls -x "$TUNE_ROOT/sys/class/net")"
+need_interface "$iface"
 if [[ $action != undo && $action != status ]]; then
-    [[ -e $TUNE_ROOT/sys/class/net/$iface ]] ||
-        usage_error "there is no interface $iface; there are: $(ls -x "$TUNE_ROOT/sys/class/net")"
     [[ $workers =~ ^[1-9][0-9]{0,3}$ ]] || usage_error "how many queues? $0 $iface N, with N from 1 on"
-    all_channels=${all_channels:-$workers}
+    all_channels=${channels:-$workers}
     [[ $all_channels =~ ^[1-9][0-9]{0,3}$ && $all_channels -ge $workers ]] ||
         usage_error "--channels $all_channels: a number from N, $workers, on"
 fi
-[[ $port =~ ^[1-9][0-9]{0,4}$ && $port -le 65535 ]] || usage_error "--port $port: 1 to 65535"
+need_port
 # shellcheck disable=SC2034 # stages.sh reads these two.
 state_name=set_queues.$iface undo_arguments=$iface
 

@@ -41,6 +41,7 @@ source "$TUNE_SCRIPTS/settings.sh"
 export LC_ALL=C
 
 # From the command line.
+words=()
 action=
 dry_run=
 only=
@@ -113,6 +114,48 @@ take_common() {
             ;;
         *) return 1 ;;
     esac
+}
+
+# parse_arguments WORDS OPTIONS FLAGS ARGUMENT...: takes a script's command line: up to WORDS words, into the array
+# `words`; OPTIONS, names parted by spaces, each with a value, into the variables of these names; FLAGS, which become
+# `yes`; and what all scripts have.
+parse_arguments() {
+    local most=$1 options=" $2 " flags=" $3 " name
+    shift 3
+    words=()
+    while [[ $# -gt 0 ]]; do
+        name=${1#--}
+        if [[ $1 == --[a-z]* && $options == *" $name "* ]]; then
+            need_value "$@"
+            printf -v "${name//-/_}" %s "$2"
+            shift 2
+        elif [[ $1 == --[a-z]* && $flags == *" $name "* ]]; then
+            printf -v "${name//-/_}" yes
+            shift
+        elif take_common "$@"; then
+            shift "$taken"
+        elif [[ $1 != -* && ${#words[@]} -lt $most ]]; then
+            words+=("$1")
+            shift
+        else
+            usage_error "unexpected: $1"
+        fi
+    done
+}
+
+# need_port: ends the script unless `port` is a UDP port.
+need_port() {
+    # shellcheck disable=SC2154 # Set by those who call this.
+    [[ $port =~ ^[1-9][0-9]{0,4}$ && $port -le 65535 ]] || usage_error "--port $port: 1 to 65535"
+}
+
+# need_interface NAME: ends the script when there is no such interface, unless only what is recorded of it is wanted.
+need_interface() {
+    local there
+    there="there are: $(ls -x "$TUNE_ROOT/sys/class/net")"
+    [[ $1 =~ ^[^/[:space:]]+$ ]] || usage_error "which interface? $there"
+    [[ $action == undo || $action == status || -e $TUNE_ROOT/sys/class/net/$1 ]] ||
+        usage_error "there is no interface $1; $there"
 }
 
 # report OUTCOME TEXT...: one line of the result. In a dry run, what is not really changed says `would`.

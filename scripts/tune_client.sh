@@ -39,17 +39,8 @@ USAGE
 }
 
 port=4433
-while [[ $# -gt 0 ]]; do
-    if [[ $1 == --port ]]; then
-        need_value "$@"
-        port=$2
-        shift 2
-    else
-        take_common "$@" || usage_error "unexpected: $1"
-        shift "$taken"
-    fi
-done
-[[ $port =~ ^[1-9][0-9]{0,4}$ && $port -le 65535 ]] || usage_error "--port $port: 1 to 65535"
+parse_arguments 0 'port' '' "$@"
+need_port
 
 plan() {
     stage files 4194304

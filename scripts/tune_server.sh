@@ -51,28 +51,10 @@ iface=
 backend=xdp
 port=4433
 no_aslr=
-while [[ $# -gt 0 ]]; do
-    case $1 in
-        --iface | --backend | --port)
-            need_value "$@"
-            option=${1#--}
-            printf -v "$option" %s "$2"
-            shift 2
-            ;;
-        --no-aslr)
-            no_aslr=yes
-            shift
-            ;;
-        *)
-            take_common "$@" || usage_error "unexpected: $1"
-            shift "$taken"
-            ;;
-    esac
-done
+parse_arguments 0 'iface backend port' 'no-aslr' "$@"
 [[ $backend =~ ^(xdp|io_uring|socket)$ ]] || usage_error "--backend $backend: xdp, io_uring or socket"
-[[ $port =~ ^[1-9][0-9]{0,4}$ && $port -le 65535 ]] || usage_error "--port $port: 1 to 65535"
-[[ -z $iface || -e $TUNE_ROOT/sys/class/net/$iface ]] ||
-    usage_error "--iface $iface: there is no such interface; there are: $(ls -x "$TUNE_ROOT/sys/class/net")"
+need_port
+[[ -z $iface ]] || need_interface "$iface"
 
 plan() {
     stage files 4194304

@@ -32,6 +32,12 @@ use crate::watcher::{Wake, Watcher};
 /// a turn between them; larger makes the others late too, smaller costs more turns.
 const MAX_BURST: usize = 32;
 
+/// How long after a NOTICE the close that it announces may take: the half second that servers leave for the
+/// NOTICE to arrive, and room for a busy machine. A close is one packet, which nobody repeats; where it is
+/// lost, the NOTICE has said all there is to say. Longer keeps such clients waiting; shorter takes a late
+/// close for a lost one.
+const CLOSE_AFTER_NOTICE: Duration = Duration::from_secs(2);
+
 /// Bytes of a PAINT datagram of one pixel.
 const PAINT_DATAGRAM: usize = 11;
 
@@ -75,8 +81,10 @@ pub async fn live(shared: Arc<Shared>, thread: usize, endpoint: Endpoint, index:
     match end {
         Ok(()) => close(&connection, CloseCode::Ok),
         Err(loss) => {
-            // If it is the connection that was lost, this does nothing; else the server broke the protocol.
-            close(&connection, CloseCode::ProtocolViolation);
+            // If it is the connection that was lost, this does nothing; else, without a NOTICE that it would
+            // be, the server broke the protocol.
+            let announced = client.announced.is_some();
+            close(&connection, if announced { CloseCode::Ok } else { CloseCode::ProtocolViolation });
             shared.stats.failed(loss.as_str());
             if lost_watcher {
                 shared.note_fault(|| format!("watcher {index} lost its connection: {loss}"));
@@ -110,6 +118,8 @@ struct Client<'a> {
     next_seq: u32,
     /// PAINT frames of one pixel each, in the order sent, which is about that of their acknowledgements.
     unacknowledged: VecDeque<(u32, Pixel)>,
+    /// The cause that a NOTICE gave for the end of the connection, and when not to wait for that any longer.
+    announced: Option<(Loss, Instant)>,
     /// Boxed: most clients have none, and it is large.
     watcher: Option<Box<Watcher>>,
 }
@@ -146,6 +156,7 @@ impl<'a> Client<'a> {
             schedule,
             next_seq: 0,
             unacknowledged: VecDeque::new(),
+            announced: None,
             watcher,
         }
     }
@@ -181,6 +192,7 @@ impl Client<'_> {
                 sent = outbox.flush(), if sending => { sent?; Event::Sent }
                 datagram = connection.read_datagram() => Event::Datagram(datagram?),
                 wake = watch(&mut self.watcher, connection) => Event::Watcher(wake?),
+                loss = overdue(&self.announced) => return Err(loss),
             };
             match event {
                 Event::Phase | Event::Sent => {}
@@ -210,7 +222,10 @@ impl Client<'_> {
             (Answer::Pong(number), Some(watcher)) => {
                 watcher.pong(number, self.stats, &mut self.session.outbox)
             }
-            (Answer::Notice, _) => Ok(()),
+            (Answer::Notice(loss), _) => {
+                self.announced.get_or_insert((loss, Instant::now() + CLOSE_AFTER_NOTICE));
+                Ok(())
+            }
             (Answer::Pong(_), None) => Err(Loss::protocol("PONG without PING")),
             (Answer::Stats(_), _) => Err(Loss::protocol("STATS unasked")),
             (Answer::Welcome(_), _) => Err(Loss::protocol("second WELCOME")),
@@ -324,6 +339,17 @@ pub fn random_pixel(shape: &CanvasShape, rng: &mut impl Rng) -> Pixel {
         y: rng.random_range(0..shape.geometry.height()),
         // There are at most 256 colours.
         colour: rng.random_range(0..shape.colours) as u8,
+    }
+}
+
+/// Waits until an announced close is overdue, and returns its cause; forever if none is announced.
+async fn overdue(announced: &Option<(Loss, Instant)>) -> Loss {
+    match announced {
+        Some((loss, deadline)) => {
+            sleep_until(*deadline).await;
+            loss.clone()
+        }
+        None => std::future::pending().await,
     }
 }
 

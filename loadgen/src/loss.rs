@@ -24,6 +24,14 @@ impl Loss {
         Self(format!("server broke the protocol: {what}").into())
     }
 
+    /// The server closed the connection with this code of its own, or announced that it will.
+    pub fn closed_with(code: u64) -> Self {
+        Self(match CloseCode::from_code(code) {
+            Some(code) => code.name().into(),
+            None => format!("closed with unknown code {code}").into(),
+        })
+    }
+
     /// This host gave no UDP socket.
     pub fn no_socket(error: std::io::Error) -> Self {
         Self(format!("cannot open a UDP socket: {error}").into())
@@ -45,10 +53,7 @@ impl From<ConnectionError> for Loss {
     fn from(error: ConnectionError) -> Self {
         Self(match error {
             ConnectionError::ApplicationClosed(close) => {
-                match CloseCode::from_code(close.error_code.into_inner()) {
-                    Some(code) => code.name().into(),
-                    None => format!("closed with unknown code {}", close.error_code).into(),
-                }
+                return Self::closed_with(close.error_code.into_inner());
             }
             // A close of the application's before the handshake's end goes out without its code (RFC 9000,
             // 10.2.3).

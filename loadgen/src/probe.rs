@@ -94,7 +94,7 @@ async fn ask(session: &mut Session) -> Result<ServerStats, Loss> {
     loop {
         match session.inbox.next()? {
             Some(Answer::Stats(stats)) => return Ok(stats),
-            Some(Answer::Notice) => {}
+            Some(Answer::Notice(_)) => {}
             Some(_) => return Err(Loss::protocol("an answer that nobody asked for")),
             None => session.inbox.receive().await?,
         }

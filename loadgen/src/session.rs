@@ -90,7 +90,7 @@ impl Session {
             loop {
                 match inbox.next()? {
                     Some(Answer::Welcome(shape)) => return Ok((inbox, outbox, shape)),
-                    Some(Answer::Notice) => {}
+                    Some(Answer::Notice(_)) => {}
                     Some(_) => return Err(Loss::protocol("another frame before WELCOME")),
                     None => inbox.receive().await?,
                 }
@@ -123,8 +123,8 @@ pub enum Answer {
     Pong(u64),
     /// STATS.
     Stats(ServerStats),
-    /// NOTICE; the close that follows it is what counts.
-    Notice,
+    /// NOTICE: the connection is about to be closed, for this cause.
+    Notice(Loss),
     /// DATAGRAM: the payload of what comes as a datagram elsewhere.
     Datagram(Vec<u8>),
 }
@@ -167,7 +167,9 @@ impl Inbox {
                 Decoded::Frame(ServerFrame::PaintAck(ack)) => Some(Answer::PaintAck(ack)),
                 Decoded::Frame(ServerFrame::Pong(number)) => Some(Answer::Pong(number)),
                 Decoded::Frame(ServerFrame::Stats(stats)) => Some(Answer::Stats(stats)),
-                Decoded::Frame(ServerFrame::Notice { .. }) => Some(Answer::Notice),
+                Decoded::Frame(ServerFrame::Notice { code, .. }) => {
+                    Some(Answer::Notice(Loss::closed_with(code.into())))
+                }
                 Decoded::Frame(ServerFrame::Datagram(payload)) => Some(Answer::Datagram(payload.to_vec())),
                 Decoded::Unknown(_) => None,
             };

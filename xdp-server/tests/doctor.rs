@@ -1,7 +1,8 @@
 //! `xdp-server doctor` on this host, as root and not: each trouble is made, found, and mended by typing the very
 //! command that its row names, or giving the very flags.
 //!
-//! Every test has a network of its own: a namespace with one interface of four queues, whose other end is in it, too.
+//! Every test has a network of its own: a namespace with one interface of four queues, whose other end is in
+//! it, too.
 //!
 //! ```text
 //!   namespace of the test's thread:   serv0 (4 queues, 10.78.0.1/24)  ◄── veth ──►  clnt0
@@ -12,13 +13,14 @@
 #[path = "doctor/host.rs"]
 mod host;
 
-use host::{Copy, Doctor, Network, binary, open_directory, sh};
+use host::{Copy, Doctor, Network, Seen, binary, open_directory, sh, type_script};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 
-/// The configuration of most tests: small tables, on whatever pages, so that nothing depends on the host's memory.
+/// The configuration of most tests: small tables, on whatever pages, so that nothing depends on the host's
+/// memory.
 const SMALL: &str = "--iface serv0 --max-connections-per-worker 64 --huge-pages thp";
 
 #[test]
@@ -82,7 +84,22 @@ fn merging_of_packets_is_switched_off() {
         assert_eq!(Doctor::root().run(&flags).status("GRO forwarding"), "warn");
         Doctor::root().mend("GRO forwarding", &format!("{flags} --backend xdp"), "fail");
         assert!(sh("ethtool -k serv0").contains("rx-udp-gro-forwarding: off"));
+
+        sh("ethtool -K serv0 rx-udp-gro-forwarding on");
+        by_script("GRO forwarding", &flags, "scripts/tune_server.sh apply --iface serv0 --only gro");
     });
+}
+
+/// Types the script that is offered for `check`, sees that it is this one, and that it turns the row to ok.
+#[track_caller]
+fn by_script(check: &str, flags: &str, script: &str) {
+    let seen = Doctor::root().run(flags);
+    assert_eq!(seen.status(check), "warn", "{seen}");
+    let record = open_directory();
+    let state = format!("--state-file {}/state", record.path().display());
+    assert_eq!(type_script(&seen, check, &state), script);
+    let seen = Doctor::root().run(flags);
+    assert_eq!(seen.status(check), "ok", "{seen}");
 }
 
 #[test]
@@ -100,7 +117,12 @@ fn interrupts_are_deferred_for_busy_polling() {
     Network::run(|| {
         let flags = format!("{SMALL} --queues 1 --poll busy");
         Doctor::root().mend("IRQ deferral", &flags, "warn");
-        assert_ne!(sh("cat /sys/class/net/serv0/napi_defer_hard_irqs").trim(), "0");
+        let deferral = || sh("cd /sys/class/net/serv0 && cat napi_defer_hard_irqs gro_flush_timeout");
+        assert_eq!(deferral(), "2\n200000\n");
+
+        sh("cd /sys/class/net/serv0 && echo 0 >napi_defer_hard_irqs && echo 0 >gro_flush_timeout");
+        by_script("IRQ deferral", &flags, "scripts/tune_server.sh apply --iface serv0 --only napi");
+        assert_eq!(deferral(), "2\n200000\n");
     });
 }
 
@@ -226,51 +248,139 @@ fn socket_buffers_get_a_higher_limit() {
     }
 }
 
+/// All that matters at once: as root and not, with huge pages and without.
 #[test]
-fn huge_pages_are_counted_and_added() {
+fn root_and_others_with_huge_pages_and_without_are_told_the_same() {
     Network::run(|| {
         let file = "/proc/sys/vm/nr_hugepages";
-        let _turn = Turn::of(file);
+        let turn = Turn::of(file);
         let pool = || fs::read_to_string(file).unwrap().trim().parse::<usize>().unwrap();
         // Without them: tables that are larger than what is free, whatever that is.
-        let flags = |limit: u32| format!("--iface serv0 --queues 2 --max-connections-per-worker {limit}");
-        let larger =
+        let flags = |limit: u32| format!("--iface serv0 --queues 4 --max-connections-per-worker {limit}");
+        let mut larger =
             std::iter::successors(Some(64), |limit| Some(limit * 2)).take_while(|limit| *limit <= 65_536);
         let flags = larger
+            .find(|limit| Doctor::root().run(&flags(*limit)).status("huge pages") == "warn")
             .map(flags)
-            .find(|flags| Doctor::root().run(flags).status("huge pages") == "warn")
             .unwrap_or_else(|| panic!("{} pages of 2 MiB are more than any table here takes", pool()));
         let before = pool();
-        let _kept = Kept::of(file);
-
-        let seen = Doctor::root().run(&flags);
-        let need = seen.json["huge_pages"].clone();
-        let number = |name: &str| need[name].as_u64().unwrap() as usize;
-        assert_eq!(number("total"), before, "{seen}");
-        assert_eq!(number("nr_hugepages"), before + number("needed") - number("free"), "{seen}");
-        assert_eq!(
-            seen.remedy("huge pages"),
-            format!("sysctl -w vm.nr_hugepages={}", number("nr_hugepages"))
-        );
+        let kept = Kept::of(file);
+        let copy = Copy::new();
+        let (root, nobody) = (Doctor::root(), Doctor::nobody(&copy));
+        let look = || {
+            let (seen, other) = (root.run(&flags), nobody.run(&flags));
+            as_they_may(&seen, &other);
+            (seen, other)
+        };
         // Other programs may take pages between a look and the next: then what is typed is a larger number.
-        let mended = (0..10).any(|_| {
-            let seen = Doctor::root().run(&flags);
-            let ok = seen.status("huge pages") == "ok";
-            if !ok {
-                sh(&seen.remedy("huge pages"));
-            }
-            ok
+        let mend = |by: &dyn Fn(&Seen)| {
+            let mended = (0..10).any(|_| {
+                let (seen, other) = look();
+                let ok = [&seen, &other].iter().all(|seen| seen.status("huge pages") == "ok");
+                if seen.status("huge pages") == "warn" {
+                    by(&seen);
+                }
+                ok
+            });
+            assert!(mended, "{}", root.run(&flags));
+        };
+
+        let (seen, other) = look();
+        assert_eq!(
+            (seen.status("huge pages"), other.status("huge pages")),
+            ("warn", "warn"),
+            "{seen}{other}"
+        );
+        for (seen, sudo) in [(&seen, ""), (&other, "sudo ")] {
+            let need = &seen.json["huge_pages"];
+            let number = |name: &str| need[name].as_u64().unwrap() as usize;
+            assert_eq!(number("total"), before, "{seen}");
+            assert_eq!(number("nr_hugepages"), before + number("needed") - number("free"), "{seen}");
+            let command = format!("{sudo}sysctl -w vm.nr_hugepages={}", number("nr_hugepages"));
+            assert_eq!(seen.remedy("huge pages"), command);
+        }
+        mend(&|seen| drop(sh(&seen.remedy("huge pages"))));
+
+        // The script takes its own turn.
+        fs::write(file, before.to_string()).unwrap();
+        drop(turn);
+        let record = open_directory();
+        let more = format!("--state-file {}/state --server {}", record.path().display(), binary().display());
+        mend(&|seen| {
+            let typed = type_script(seen, "huge pages", &more);
+            assert!(typed.starts_with("scripts/hugepages.sh --"), "{typed}");
         });
-        assert!(mended, "{}", Doctor::root().run(&flags));
+
         // With them: the server gets what the doctor counted, and has nothing to say of huge pages.
-        let small = "--iface serv0 --queues 2 --max-connections-per-worker 64 --backend xdp --duration 1";
+        let _turn = Turn::of(file);
+        let small = "--iface serv0 --queues 4 --max-connections-per-worker 64 --backend xdp --duration 1";
         let state = tempfile::tempdir().unwrap();
         let server =
             Command::new(binary()).args(small.split(' ')).arg("--state").arg(state.path()).output().unwrap();
         let text = String::from_utf8_lossy(&server.stdout).into_owned();
         assert!(server.status.success() && text.contains("on 2 MiB pages"), "{text}");
         assert!(!text.contains("nr_hugepages"), "{text}");
+        drop(kept);
     });
+}
+
+/// What holds of any host for root, and for somebody without rights there: who may do less is told so, in the
+/// rows that are about it; all else is the same; and whatever is wrong has a remedy, without sudo for root.
+#[track_caller]
+fn as_they_may(root: &Seen, nobody: &Seen) {
+    const ABOUT_RIGHTS: [&str; 9] = [
+        "AF_XDP",
+        "privileges",
+        "locked memory",
+        "XDP mode",
+        "XDP program",
+        "receive buffer",
+        "send buffer",
+        "conntrack",
+        "state directory",
+    ];
+    for seen in [root, nobody] {
+        for row in seen.json["checks"].as_array().unwrap() {
+            let trouble = row["status"] == "warn" || row["status"] == "fail";
+            let remedy = row.get("type").or(row.get("give")).map(|remedy| remedy.as_str().unwrap());
+            assert_eq!(trouble, remedy.is_some(), "{row}");
+            let sudo = [remedy, row["or"].as_str()].into_iter().flatten().any(|text| text.contains("sudo "));
+            assert!(!sudo || std::ptr::eq(seen, nobody), "{row}");
+        }
+        let worst = if seen.has("fail") { 2 } else { i32::from(seen.has("warn")) };
+        assert_eq!(seen.exit, worst, "{seen}");
+    }
+    assert!(!root.has("fail"), "{root}");
+    let [ours, theirs] = [root, nobody].map(|seen| seen.json["checks"].as_array().unwrap());
+    assert_eq!(ours.len(), theirs.len(), "{root}{nobody}");
+    for (our, their) in ours.iter().zip(theirs) {
+        let check = our["check"].as_str().unwrap();
+        assert_eq!(our["check"], their["check"]);
+        if !ABOUT_RIGHTS.contains(&check) {
+            assert_eq!(our["status"], their["status"], "{check}: {root}{nobody}");
+        }
+    }
+}
+
+/// This machine as it is, in its own network, without an interface: the server runs, whoever starts it.
+#[test]
+fn this_machine_can_serve_whoever_asks() {
+    assert_root();
+    let copy = Copy::new();
+    let _turn = Turn::of("/proc/sys/net/core/rmem_max");
+    for pages in ["auto", "thp"] {
+        let flags = format!("--huge-pages {pages} --listen [::]:47114");
+        let (root, nobody) =
+            (Doctor::root().run(&flags), Doctor::nobody(&copy).run(&format!("{flags} --state /tmp/x")));
+        as_they_may(&root, &nobody);
+        for seen in [&root, &nobody] {
+            assert_ne!(seen.exit, 2, "{seen}");
+            for check in ["kernel", "privileges", "port"] {
+                assert_eq!(seen.status(check), "ok", "{seen}");
+            }
+            assert_eq!(seen.status("interface"), "-", "{seen}");
+        }
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The two programs against each other, end to end, in network namespaces: the server as users run it, on every
-//! backend, and the load generator as its clients.
+//! The two programs against each other, end to end, in network namespaces: the server as users run it, on
+//! every backend, and the load generator as its clients.
 //!
 //! ```text
 //!   client namespace                           server namespace
@@ -11,12 +11,14 @@
 //! | file | question |
 //! |---|---|
 //! | `alignment` | do connections land on the queues that the load generator chose for them? |
-//! | `canvases` | do all clients, the server and its snapshot end with the same canvas, to the byte? |
+//! | `scenario` | with loss, moves and a drain, on every backend: is every canvas the same, to the byte? |
+//! | `canvases` | and by all other ways that packets can take? |
 //! | `lifecycle` | does it end cleanly, also when killed, and keep out of another server's way? |
 //! | `newcomers` | is everything that a newcomer gets wrong answered with what to type? |
 //!
-//! Needs root, and fails without. Namespaces belong to each test's own thread, so that nothing outside of them is
-//! touched and nothing is left, however a test ends. One test runs at a time: they share the machine's cores.
+//! Needs root, and fails without. Namespaces belong to each test's own thread, so that nothing outside of
+//! them is touched and nothing is left, however a test ends. One test runs at a time: they share the
+//! machine's cores.
 
 #[path = "namespaces/alignment.rs"]
 mod alignment;
@@ -31,6 +33,8 @@ mod lifecycle;
 mod newcomers;
 #[path = "namespaces/programs.rs"]
 mod programs;
+#[path = "namespaces/scenario.rs"]
+mod scenario;
 
 use lab::Lab;
 use programs::eventually;
@@ -59,7 +63,8 @@ fn with_queues(queues: usize, test: impl FnOnce(&Lab) + Send) {
         lab.server("ip link set dev lo up");
         // veth completes no checksums for AF_XDP, nor does it split what the sender left in one piece.
         lab.client("ethtool -K clnt0 tx off");
-        // On a busy machine the kernel takes its time to notice the carrier, and drops what is sent until then.
+        // On a busy machine the kernel takes its time to notice the carrier, and drops what is sent until
+        // then.
         let up = |link: String| link.contains(" UP ").then_some(());
         eventually("serv0 is up", || up(lab.server("ip -brief link show dev serv0")));
         eventually("clnt0 is up", || up(lab.client("ip -brief link show dev clnt0")));

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use beside::Beside;
 use lab::Lab;
 use xdp_prog::XdpProgram;
-use xdp_server::net::xdp::{ModeGot, OpenRequest, Opened, UmemPages, XdpIo, XdpMode, open};
+use xdp_server::net::xdp::{ModeGot, OpenRequest, Opened, XdpIo, XdpMode, open};
 use xdp_server::net::{Ethernet, Link, PacketIo, Path};
 
 /// UDP port of the server.
@@ -44,7 +44,7 @@ fn request(mode: XdpMode) -> OpenRequest {
         mode,
         busy_poll: false,
         cpus: vec![],
-        pages: UmemPages::Plain,
+        huge_pages: false,
         frames: FRAMES,
     }
 }

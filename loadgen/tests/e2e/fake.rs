@@ -12,7 +12,7 @@ use canvas::codec::control::{ClientFrame, Decoded, PaintAck, ServerFrame, Server
 use canvas::codec::datagram::{ClientDatagram, ServerDatagram, diff_header, encode_record};
 use canvas::codec::tiles::{ImageEncoder, TilesReason, stream_header};
 use canvas::codec::{Change, Pixels};
-use canvas::codes::{ALPN, HELLO_DIFFS, HELLO_SNAPSHOT, PROTOCOL_VERSION, Reason};
+use canvas::codes::{ALPN, CloseCode, HELLO_DIFFS, HELLO_SNAPSHOT, PROTOCOL_VERSION, Reason};
 use canvas::tiles::{TileReader, bytes_needed, create};
 use canvas::{Canvas, Geometry, Palette, TILE_PIXELS, TILE_SIDE};
 use hugepages::{PageKind, Pages, Region, Request};
@@ -50,6 +50,9 @@ pub enum Fault {
     Miscount,
     /// Closes all connections with this code after a second.
     CloseAll(u32),
+    /// Announces with each acknowledgement that it drains, and closes nothing: what is left of an end whose
+    /// closes were lost.
+    AnnounceOnly,
     /// Closes connections past this number with SERVER_FULL.
     Full(usize),
 }
@@ -322,6 +325,9 @@ async fn answer(
                 _ => 1,
             };
             (0..times).for_each(|_| ServerFrame::PaintAck(ack).encode(&mut out));
+            if state.fault == Fault::AnnounceOnly {
+                ServerFrame::Notice { code: CloseCode::Draining.code(), text: "going" }.encode(&mut out);
+            }
         }
         ClientFrame::Repair { tiles } => {
             let state = state.lock().unwrap();

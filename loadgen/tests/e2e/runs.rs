@@ -149,6 +149,17 @@ async fn a_draining_server_is_named() {
 }
 
 #[tokio::test]
+async fn an_announced_end_counts_even_if_the_close_is_lost() {
+    let server = FakeServer::start(Fault::AnnounceOnly);
+    let longer_than_the_wait = Some(Duration::from_secs(20));
+    let clients = Settings { frame_share: 1.0, duration: longer_than_the_wait, ..settings(&server) };
+    let start = Instant::now();
+    let report = run(clients).await;
+    assert_eq!(report.failures_by_cause.get("DRAINING"), Some(&50), "{:?}", report.failures_by_cause);
+    assert!(start.elapsed() < Duration::from_secs(15), "they waited for an idle timeout");
+}
+
+#[tokio::test]
 async fn a_full_server_fails_the_run_unless_tolerated() {
     // One for the load generator's own questions.
     let server = FakeServer::start(Fault::Full(21));

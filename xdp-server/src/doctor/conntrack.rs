@@ -103,7 +103,11 @@ impl Facts {
             None if max >= room => Row::ok(CHECK, found),
             None => {
                 let found = format!("{found}; {} clients may come", grouped(clients));
-                Row::warn(CHECK, found, Remedy::command(larger).or("sudo scripts/tune_server.sh apply"))
+                Row::warn(
+                    CHECK,
+                    found,
+                    Remedy::command(larger).or("sudo scripts/tune_server.sh apply --only conntrack"),
+                )
             }
         }
     }

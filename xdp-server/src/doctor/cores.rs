@@ -51,7 +51,11 @@ impl Facts {
         let name = ours().find(|(cpu, _)| *cpu == slow[0]).map_or("", |(_, name)| name);
         let found = format!("{name} on CPU {}: the clock is slow when load comes", format_list(&slow));
         let command = format!("echo performance | sudo tee /{CPUS}/cpu*/cpufreq/scaling_governor");
-        Row::warn(CHECK, found, Remedy::command(command).or("sudo scripts/tune_server.sh apply"))
+        Row::warn(
+            CHECK,
+            found,
+            Remedy::command(command).or("sudo scripts/tune_server.sh apply --only governor"),
+        )
     }
 }
 

@@ -195,7 +195,8 @@ impl Facts {
             Some(true) => need.broken(
                 CHECK,
                 "on: packets are merged before AF_XDP sees them, which QUIC does not survive",
-                Remedy::command(format!("sudo ethtool -K {} {GRO_FORWARDING} off", nic.name)),
+                Remedy::command(format!("sudo ethtool -K {} {GRO_FORWARDING} off", nic.name))
+                    .or(format!("sudo scripts/tune_server.sh apply --iface {} --only gro", nic.name)),
             ),
             _ => Row::ok(CHECK, "off"),
         }

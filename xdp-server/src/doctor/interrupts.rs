@@ -7,15 +7,8 @@ use super::root::Root;
 use super::row::{Remedy, Row, s};
 use super::wanted::Wanted;
 use crate::host::cpus::{format_list, parse_list};
-use crate::host::nic::Nic;
+use crate::host::nic::{Nic, defer_interrupts};
 use crate::host::topology::Poll;
-
-/// Empty polls after which the kernel takes interrupts up again, and nanoseconds until it looks at the NIC by
-/// itself meanwhile: values of the kernel's text on busy polling (Documentation/networking/napi.rst) that
-/// outlast any turn of a worker. Smaller ones bring interrupts back under load; larger ones delay packets
-/// after a stall.
-const DEFER_HARD_IRQS: u32 = 100;
-const GRO_FLUSH_TIMEOUT_NS: u32 = 200_000;
 
 /// One interrupt of the NIC.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +61,11 @@ impl Facts {
             true => "sudo systemctl stop irqbalance".to_owned(),
             false => format!("sudo kill {pid}"),
         };
-        Row::warn(CHECK, found, Remedy::command(command).or("sudo scripts/tune_server.sh apply"))
+        Row::warn(
+            CHECK,
+            found,
+            Remedy::command(command).or("sudo scripts/tune_server.sh apply --only irqbalance"),
+        )
     }
 
     fn affinity(&self, wanted: &Wanted<'_>, nic: &Nic) -> Row {
@@ -118,13 +115,8 @@ impl Facts {
                 Row::ok(CHECK, format!("napi_defer_hard_irqs {defer}, gro_flush_timeout {timeout} ns"))
             }
             Some(_) => {
-                let class = format!("/sys/class/net/{}", nic.name);
-                let command = format!(
-                    "echo {DEFER_HARD_IRQS} | sudo tee {class}/napi_defer_hard_irqs && \
-                     echo {GRO_FLUSH_TIMEOUT_NS} | sudo tee {class}/gro_flush_timeout"
-                );
-                let script = format!("sudo scripts/tune_server.sh apply --iface {}", nic.name);
-                let remedy = Remedy::command(command).or(script);
+                let script = format!("sudo scripts/tune_server.sh apply --iface {} --only napi", nic.name);
+                let remedy = Remedy::command(defer_interrupts(&nic.name)).or(script);
                 Row::warn(CHECK, "off: interrupts compete with busy polling", remedy)
             }
         }

@@ -119,12 +119,26 @@ impl Facts {
         let short = counts.iter().filter(|(node, pages)| pool.missing(**pages, **node) > 0);
         let commands: Vec<_> = short.map(|(node, pages)| pool.command(*pages, *node)).collect();
         let remedy = match &commands[..] {
-            [one] => {
-                Remedy::command(one).or(format!("sudo scripts/hugepages.sh --pages {}", pool.total + missing))
-            }
+            [one] => Remedy::command(one).or(self.script(wanted, pool.total + missing)),
             several => Remedy::command(several.join(" && ")),
         };
         Row::warn(CHECK, found, remedy)
+    }
+
+    /// The script that makes the pool one of `pages`. It asks the doctor how many, of whom it knows only
+    /// interface and queues: where other settings count too, it is told.
+    fn script(&self, wanted: &Wanted<'_>, pages: usize) -> String {
+        let iface = wanted.settings.iface.clone();
+        let (queues, flags) =
+            (wanted.workers(), iface.iter().map(|iface| format!("--iface {iface} ")).collect::<String>());
+        let workers = u16::try_from(queues).ok();
+        let asked = cli::Settings { iface, workers, ..cli::Settings::default() };
+        match self.need(&Wanted::new(&asked, wanted.host)) {
+            Some(need) if need.nr_hugepages == pages => {
+                format!("sudo scripts/hugepages.sh {flags}--queues {queues}")
+            }
+            _ => format!("sudo scripts/hugepages.sh --pages {pages}"),
+        }
     }
 
     /// Flags with which the pages that are there suffice.
@@ -186,7 +200,7 @@ impl Facts {
                 CHECK,
                 "never: QUIC's state, some 30 KB a connection, is on small pages",
                 Remedy::command(format!("echo madvise | sudo tee /{TRANSPARENT}"))
-                    .or("sudo scripts/tune_server.sh apply"),
+                    .or("sudo scripts/tune_server.sh apply --only thp"),
             ),
             Some(text) => {
                 let chosen = text.split(['[', ']']).nth(1).unwrap_or(text);
@@ -278,6 +292,9 @@ mod tests {
             (Warn, format!("sudo sysctl -w vm.nr_hugepages={total}").as_str())
         );
         assert_eq!(need(&facts, &flags).unwrap().nr_hugepages, total);
+        let also = |flags: &str| rows(&facts, flags).remove(0).remedy.unwrap().also.unwrap();
+        assert_eq!(also(&flags), format!("sudo scripts/hugepages.sh --pages {total}"));
+        assert_eq!(also("--iface eth0 --queues 2"), "sudo scripts/hugepages.sh --iface eth0 --queues 2");
         let enough = rows(&super::tests::facts(total, needed), &flags).remove(0);
         assert_eq!((enough.status, enough.remedy), (Good, None));
     }

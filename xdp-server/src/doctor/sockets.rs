@@ -63,7 +63,11 @@ impl Facts {
             return Row::ok(check, format!("{found}, which CAP_NET_ADMIN passes"));
         }
         let command = format!("sudo sysctl -w {name}={}", asked.max(ADVISED_LIMIT));
-        Row::warn(check, found, Remedy::command(command).or("sudo scripts/tune_server.sh apply"))
+        Row::warn(
+            check,
+            found,
+            Remedy::command(command).or("sudo scripts/tune_server.sh apply --only sockets"),
+        )
     }
 
     fn udp_memory(&self, wanted: &Wanted<'_>) -> Row {
@@ -95,7 +99,7 @@ impl Facts {
         }
         // The steps of the kernel's own default: pressure begins at half, ends at a quarter.
         let command = format!("sudo sysctl -w net.ipv4.udp_mem=\"{} {} {needed}\"", needed / 4, needed / 2);
-        Row::warn(CHECK, found, Remedy::command(command).or("sudo scripts/tune_server.sh apply"))
+        Row::warn(CHECK, found, Remedy::command(command).or("sudo scripts/tune_server.sh apply --only udp"))
     }
 }
 

@@ -124,5 +124,6 @@ fn one_worker(host: &HostFacts) -> Topology {
         workers: vec![WorkerPlacement { index: 0, queue: None, cpu, node: host.nodes.get(&cpu).copied() }],
         poll: Poll::Adaptive,
         notes: Vec::new(),
+        unserved_queues: None,
     }
 }

@@ -12,6 +12,24 @@ use nix::net::if_;
 /// Flag of an interface that is administratively up (`IFF_UP` of netdevice(7)).
 const IFF_UP: u32 = 1;
 
+/// Value of an interface's `napi_defer_hard_irqs` for busy polling: looks in vain after which the kernel
+/// takes interrupts up again. What the documentation of DPDK's AF_XDP driver gives, with the timeout below.
+/// Larger: a server that has ended leaves the timer running for as long. 0: interrupts compete with polling.
+pub const DEFER_HARD_IRQS: u32 = 2;
+
+/// And of its `gro_flush_timeout`: nanoseconds without a poll after which the kernel looks by itself. Several
+/// turns of a worker. Shorter than one brings the interrupts back; longer delays packets after a stall.
+pub const GRO_FLUSH_TIMEOUT_NS: u32 = 200_000;
+
+/// The command that prepares `interface` for busy polling, as `scripts/stages/napi.sh` does.
+pub fn defer_interrupts(interface: &str) -> String {
+    let class = format!("/sys/class/net/{interface}");
+    format!(
+        "echo {DEFER_HARD_IRQS} | sudo tee {class}/napi_defer_hard_irqs && \
+         echo {GRO_FLUSH_TIMEOUT_NS} | sudo tee {class}/gro_flush_timeout"
+    )
+}
+
 /// One network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nic {
@@ -139,6 +157,20 @@ mod tests {
         fs::write(dir.join("device/numa_node"), "-1\n").unwrap();
         let nic = describe(dir, "eth7", 7);
         assert_eq!((nic.up, nic.numa_node), (false, None));
+    }
+
+    #[test]
+    fn what_is_advised_is_what_the_script_does() {
+        let script = include_str!("../../../scripts/stages/napi.sh");
+        for (file, value) in
+            [("napi_defer_hard_irqs", DEFER_HARD_IRQS), ("gro_flush_timeout", GRO_FLUSH_TIMEOUT_NS)]
+        {
+            assert!(script.contains(&format!("/{file}\" at_least {value}\n")), "{file}");
+            assert!(
+                defer_interrupts("eth0")
+                    .contains(&format!("echo {value} | sudo tee /sys/class/net/eth0/{file}"))
+            );
+        }
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Topology {
     pub poll: Poll,
     /// What a human should know about the choices: one sentence each.
     pub notes: Vec<String>,
+    /// And this, if AF_XDP is what serves in the end: receive queues have no worker.
+    pub unserved_queues: Option<String>,
 }
 
 /// Where the master runs.
@@ -181,7 +183,14 @@ pub fn plan(settings: &Settings, facts: &HostFacts) -> Result<Topology, PlanErro
     }
     let threads = count + usize::from(master != MasterPlacement::StageOfWorker0);
     let poll = poll(settings.poll, facts, &cpus, count, threads, &mut notes);
-    Ok(Topology { master, workers, poll, notes })
+    let unserved_queues = nic.filter(|nic| count < nic.rx_queues as usize).map(|nic| {
+        format!(
+            "{0} has {1} receive queues, {count} with a worker: packets of the others take the \
+             kernel's slower way; `ethtool -L {0} combined {count}` spreads them over those served",
+            nic.name, nic.rx_queues
+        )
+    });
+    Ok(Topology { master, workers, poll, notes, unserved_queues })
 }
 
 /// The interface to serve the queues of: none when sockets were asked for by name.
@@ -270,19 +279,12 @@ fn worker_count(
             queues.map_or(spare_one, |(_, queues)| spare_one.min(queues.max(1)))
         }
     };
-    if let Some((nic, queues)) = queues {
-        if count > queues {
-            return Err(PlanError::TooFewQueues { iface: nic.name.clone(), wanted: count, has: queues });
+    match queues {
+        Some((nic, has)) if count > has => {
+            Err(PlanError::TooFewQueues { iface: nic.name.clone(), wanted: count, has })
         }
-        if count < nic.rx_queues as usize {
-            notes.push(format!(
-                "{0} has {1} receive queues, {count} with a worker: packets of the others take the \
-                 kernel's slower way; `ethtool -L {0} combined {count}` spreads them over those served",
-                nic.name, nic.rx_queues
-            ));
-        }
+        _ => Ok(count),
     }
-    Ok(count)
 }
 
 /// What idle threads do: as told, or spinning where that takes nothing from anybody.

@@ -242,6 +242,7 @@ pub(super) mod tests {
                     workers: vec![worker(0), worker(1)],
                     poll: Poll::Busy,
                     notes: vec!["of the topology".into()],
+                    unserved_queues: None,
                 },
                 io: vec![io("copy"), io("copy")],
                 identity: Identity {

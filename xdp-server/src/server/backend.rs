@@ -10,7 +10,7 @@ use crate::host::topology::{Poll, Topology};
 use crate::net::socket::{BindError, SocketConfig, SocketGroup, SocketIo, enable_offloads, steer};
 use crate::net::uring::{self, Rings, UringConfig, UringError, UringIo};
 use crate::net::xdp::socket::{FRAME_SIZE, FRAMES_PER_QUEUE};
-use crate::net::xdp::{ModeGot, OpenError, OpenRequest, PagesGot, UmemPages, XdpIo, XdpMode};
+use crate::net::xdp::{ModeGot, OpenError, OpenRequest, XdpIo, XdpMode};
 use crate::report::WorkerIo;
 use hugepages::{PageKind, Report};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -118,7 +118,10 @@ pub fn open(
         (cli::Backend::Auto | cli::Backend::Xdp, Some(interface)) => {
             let sockets = bind(settings, topology, false, notes)?;
             match open_xdp(settings, topology, interface, notes) {
-                Ok(opened) => return Ok(Backend::Xdp(Box::new(opened.with_sockets(sockets)))),
+                Ok(opened) => {
+                    notes.extend(topology.unserved_queues.clone());
+                    return Ok(Backend::Xdp(Box::new(opened.with_sockets(sockets))));
+                }
                 Err(error) if settings.backend == cli::Backend::Xdp => {
                     return Err(BackendError::Xdp { explained: explain(&error), source: Box::new(error) });
                 }
@@ -243,17 +246,15 @@ impl OpenedXdp {
             ModeGot::Generic => "generic",
         };
         let umem = (FRAMES_PER_QUEUE * FRAME_SIZE) >> 20;
-        let describe = |pages: PagesGot| {
-            let pages = match pages {
-                PagesGot::Huge(size) => format!("{} MiB", size >> 20),
-                PagesGot::Plain => "4 KiB".into(),
-            };
-            WorkerIo { backend: "xdp", mode: Some(mode), memory: format!("UMEM {umem} MiB on {pages} pages") }
+        let describe = |pages: PageKind| WorkerIo {
+            backend: "xdp",
+            mode: Some(mode),
+            memory: format!("UMEM {umem} MiB on {pages} pages"),
         };
         let io = self.opened.queues.iter().map(|queue| describe(queue.pages())).collect();
         let bytes = (FRAMES_PER_QUEUE * FRAME_SIZE) as usize;
         let plain = self.opened.queues.iter().zip(self.nodes);
-        let plain = plain.filter(|(queue, _)| self.wants_huge && queue.pages() == PagesGot::Plain);
+        let plain = plain.filter(|(queue, _)| self.wants_huge && queue.pages() == PageKind::Plain);
         let short = plain.map(|(_, node)| Report::of_plain("UMEM", bytes, PageKind::Huge2M, node)).collect();
         let ios =
             self.opened.queues.into_iter().zip(sockets).map(|(queue, socket)| queue.with_kernel(socket));
@@ -270,6 +271,7 @@ fn open_xdp(
     notes: &mut Vec<String>,
 ) -> Result<OpenedXdp, OpenError> {
     let listen = settings.listen.ip();
+    let wants_huge = !matches!(settings.huge_pages, HugePages::Transparent | HugePages::Plain);
     let opened = crate::net::xdp::open(&OpenRequest {
         interface: interface.to_owned(),
         queues: topology.workers.len() as u32,
@@ -283,16 +285,12 @@ fn open_xdp(
         },
         busy_poll: topology.poll == Poll::Busy,
         cpus: topology.workers.iter().map(|worker| worker.cpu).collect(),
-        pages: match settings.huge_pages {
-            HugePages::Transparent | HugePages::Plain => UmemPages::Plain,
-            HugePages::Auto | HugePages::OneGib | HugePages::TwoMib => UmemPages::Auto,
-        },
+        huge_pages: wants_huge,
         frames: FRAMES_PER_QUEUE,
     })?;
     notes.extend(opened.notes.iter().cloned());
     let addresses = steered_addresses(interface, listen).unwrap_or_default();
     let nodes = topology.workers.iter().map(|worker| worker.node).collect();
-    let wants_huge = !matches!(settings.huge_pages, HugePages::Transparent | HugePages::Plain);
     Ok(OpenedXdp { opened, steering_of: (interface.to_owned(), listen, addresses), wants_huge, nodes })
 }
 

@@ -24,8 +24,8 @@ pub fn binary() -> &'static Path {
 pub struct Network;
 
 impl Network {
-    /// Runs `test` in a network of its own, with a /sys that shows it. It belongs to the test's thread, and goes
-    /// with it.
+    /// Runs `test` in a network of its own, with a /sys that shows it. It belongs to the test's thread, and
+    /// goes with it.
     pub fn run(test: impl FnOnce() + Send) {
         assert!(
             nix::unistd::geteuid().is_root(),
@@ -124,7 +124,8 @@ impl Doctor {
         Seen { json, exit, text }
     }
 
-    /// Does what the row of `check` says, which has `status` for now, and sees it turn to ok. Returns what was said.
+    /// Does what the row of `check` says, which has `status` for now, and sees it turn to ok. Returns what
+    /// was said.
     #[track_caller]
     pub fn mend(&self, check: &str, flags: &str, status: &str) -> String {
         let seen = self.run(flags);
@@ -141,6 +142,20 @@ impl Doctor {
         assert_eq!(after.status(check), "ok", "after {remedy}: {after}");
         remedy
     }
+}
+
+/// Types, in a clone of the repository, the script that `seen` offers for `check` instead of its command,
+/// with more options of it. Returns what was offered.
+#[track_caller]
+pub fn type_script(seen: &Seen, check: &str, more: &str) -> String {
+    let also = seen.row(check)["or"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no script for {check} in: {seen}"))
+        .to_owned();
+    let clone = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // Root types it, on hosts without sudo, too.
+    sh(&format!("cd {} && sudo() {{ \"$@\"; }}; {also} {more}", clone.display()));
+    also
 }
 
 /// A diagnosis, as a script would see it.

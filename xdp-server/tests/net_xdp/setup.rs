@@ -1,7 +1,8 @@
 //! Opening and closing: what is left behind, who is in the way, and what a newcomer is told.
 
+use hugepages::PageKind;
 use xdp_server::net::xdp::socket::{SocketRequest, XskRings};
-use xdp_server::net::xdp::{OpenError, OpenRequest, PagesGot, UmemPages, XdpMode, open};
+use xdp_server::net::xdp::{OpenError, OpenRequest, XdpMode, open};
 
 use crate::lab::Lab;
 use crate::{FRAMES, Server, clients, echoes, expect_echo, request};
@@ -97,18 +98,12 @@ fn what_a_newcomer_gets_wrong_is_explained() {
 }
 
 #[test]
-fn huge_pages_are_used_or_missed_with_advice() {
+fn huge_pages_are_used_or_missed_with_a_note() {
     Lab::run(|_| {
-        // 64 GiB a queue: more huge pages than any host for tests has free.
-        let missing = OpenRequest { pages: UmemPages::Huge, frames: 1 << 25, ..request(XdpMode::Copy) };
-        let error = open(&missing).unwrap_err();
-        assert!(matches!(error, OpenError::HugePages { queue: 0, .. }), "{error}");
-        assert!(error.to_string().contains("sysctl -w vm.nr_hugepages="), "{error}");
-
         // Whether there are a few is the host's choice; either they are used, or the user is told.
         let opened =
-            open(&OpenRequest { pages: UmemPages::Auto, frames: 1_024, ..request(XdpMode::Copy) }).unwrap();
-        let plain = opened.queues.iter().any(|queue| queue.pages() == PagesGot::Plain);
+            open(&OpenRequest { huge_pages: true, frames: 1_024, ..request(XdpMode::Copy) }).unwrap();
+        let plain = opened.queues.iter().any(|queue| queue.pages() == PageKind::Plain);
         let told = opened.notes.iter().any(|note| note.contains("plain pages"));
         assert_eq!(plain, told, "{:?}", opened.notes);
     });

@@ -44,6 +44,7 @@
 pub(super) mod addr;
 mod bind;
 pub(super) mod control;
+pub(super) mod counters;
 mod memory;
 mod offload;
 mod rx;
@@ -54,7 +55,7 @@ mod tx;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
@@ -64,6 +65,7 @@ pub use self::bind::{BindError, SocketConfig, SocketGroup, SocketNote};
 pub use self::offload::enable_offloads;
 
 use self::addr::Family;
+use self::counters::SocketCounters;
 use self::rx::{Received, RxBatch};
 use self::tx::TxQueue;
 use super::sleep::sleep;
@@ -75,9 +77,7 @@ pub struct SocketIo {
     local: SocketAddr,
     rx: RxBatch,
     tx: TxQueue,
-    counters: IoCounters,
-    /// The kernel's count of drops when last read; it wraps around.
-    kernel_drops: u32,
+    counters: SocketCounters,
 }
 
 impl SocketIo {
@@ -89,8 +89,7 @@ impl SocketIo {
             local,
             rx: RxBatch::new(family, false),
             tx: TxQueue::new(family),
-            counters: IoCounters::default(),
-            kernel_drops: 0,
+            counters: SocketCounters::default(),
         }
     }
 
@@ -111,7 +110,7 @@ impl SocketIo {
     }
 
     fn transmit(&mut self) {
-        self.counters.tx_errors += self.tx.transmit(self.socket.as_fd());
+        self.counters.io.tx_errors += self.tx.transmit(self.socket.as_fd());
     }
 }
 
@@ -125,7 +124,7 @@ impl std::fmt::Debug for SocketIo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SocketIo")
             .field("local", &self.local)
-            .field("counters", &self.counters)
+            .field("counters", &self.counters.io)
             .finish_non_exhaustive()
     }
 }
@@ -152,13 +151,12 @@ impl PacketIo for SocketIo {
             left -= 1;
             match received {
                 Received::Datagram { peer, local, payload } => {
-                    self.counters.rx_packets += 1;
-                    self.counters.rx_bytes += payload.len() as u64;
+                    self.counters.received(payload.len());
                     handed_over += 1;
                     sink.take(&Path { local, peer, link: Link::Kernel }, payload);
                 }
-                Received::TooLong => self.counters.rx_too_long += 1,
-                Received::Nameless => self.counters.rx_not_ours += 1,
+                Received::TooLong => self.counters.io.rx_too_long += 1,
+                Received::Nameless => self.counters.io.rx_not_ours += 1,
             }
         }
         handed_over
@@ -171,18 +169,12 @@ impl PacketIo for SocketIo {
                 self.transmit();
             }
             if self.tx.is_full() {
-                self.counters.tx_blocked += 1;
+                self.counters.io.tx_blocked += 1;
                 sent.blocked = true;
                 return sent;
             }
             let Some((length, path)) = fill(self.tx.room()) else { return sent };
-            if self.tx.push(length, &path) {
-                self.counters.tx_packets += 1;
-                self.counters.tx_bytes += length as u64;
-                sent.packets += 1;
-            } else {
-                self.counters.tx_errors += 1;
-            }
+            sent.packets += self.counters.sent(length, self.tx.push(length, &path));
         }
     }
 
@@ -209,31 +201,6 @@ impl PacketIo for SocketIo {
     }
 
     fn counters(&mut self) -> IoCounters {
-        if let Some(drops) = kernel_drops(self.socket.as_fd()) {
-            self.counters.rx_kernel_drops += u64::from(drops.wrapping_sub(self.kernel_drops));
-            self.kernel_drops = drops;
-        }
-        self.counters.tx_trains_refused = self.tx.trains_refused();
-        self.counters
+        self.counters.read(self.socket.as_fd(), self.tx.trains_refused())
     }
-}
-
-/// Datagrams that the kernel dropped at this socket since it was made, modulo 2^32. `SO_MEMINFO` gives it at
-/// any time; `SO_RXQ_OVFL` would tell only with the next datagram that does arrive, and lengthen each one's
-/// control data. A buffer that GRO made counts once. `None` where it is unknown (before Linux 4.12).
-pub(super) fn kernel_drops(socket: BorrowedFd<'_>) -> Option<u32> {
-    const DROPS: usize = libc::SK_MEMINFO_DROPS as usize;
-    let mut info = [0_u32; DROPS + 1];
-    let mut length = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: `info` is live and `length` is its size, beyond which the kernel does not write.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MEMINFO,
-            info.as_mut_ptr().cast(),
-            &mut length,
-        )
-    };
-    (result == 0 && length as usize == size_of_val(&info)).then_some(info[DROPS])
 }

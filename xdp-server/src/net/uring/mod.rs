@@ -99,7 +99,7 @@ use self::rx::{Received, Receiver};
 use self::supply::Supply;
 use self::tx::TxQueue;
 use super::socket::addr::Family;
-use super::socket::kernel_drops;
+use super::socket::counters::SocketCounters;
 use super::{IoCounters, Link, PacketIo, Path, Sent, Sink};
 
 /// Rounds of cancelling and waiting when an I/O is finished. One or two suffice, or a few more if the
@@ -121,9 +121,7 @@ pub struct UringIo {
     local: SocketAddr,
     /// The last call of `send` found no room.
     blocked: bool,
-    counters: IoCounters,
-    /// The kernel's count of drops when last read; it wraps around.
-    kernel_drops: u32,
+    counters: SocketCounters,
 }
 
 /// The poll of the wake-up descriptor.
@@ -148,8 +146,7 @@ impl UringIo {
             socket,
             local,
             blocked: false,
-            counters: IoCounters::default(),
-            kernel_drops: 0,
+            counters: SocketCounters::default(),
         }
     }
 
@@ -181,7 +178,7 @@ impl UringIo {
         while let Some(completion) = self.ring.next_completion() {
             match completion.token {
                 Token::Receive(buffer) => self.rx.complete(buffer, &completion),
-                Token::Send(train) => self.counters.tx_errors += self.tx.complete(train, &completion),
+                Token::Send(train) => self.counters.io.tx_errors += self.tx.complete(train, &completion),
                 Token::Wake(number) if number == self.wake.number => self.wake.armed = None,
                 Token::Wake(_) | Token::Cancel => {}
             }
@@ -245,13 +242,12 @@ impl PacketIo for UringIo {
             left -= 1;
             match received {
                 Received::Datagram { peer, local, payload } => {
-                    self.counters.rx_packets += 1;
-                    self.counters.rx_bytes += payload.len() as u64;
+                    self.counters.received(payload.len());
                     handed_over += 1;
                     sink.take(&Path { local, peer, link: Link::Kernel }, payload);
                 }
-                Received::TooLong => self.counters.rx_too_long += 1,
-                Received::Nameless => self.counters.rx_not_ours += 1,
+                Received::TooLong => self.counters.io.rx_too_long += 1,
+                Received::Nameless => self.counters.io.rx_not_ours += 1,
             }
         }
         handed_over
@@ -264,19 +260,13 @@ impl PacketIo for UringIo {
                 self.transmit();
             }
             let Some(room) = self.tx.room() else {
-                self.counters.tx_blocked += 1;
+                self.counters.io.tx_blocked += 1;
                 self.blocked = true;
                 sent.blocked = true;
                 return sent;
             };
             let Some((length, path)) = fill(room) else { return sent };
-            if self.tx.push(length, &path) {
-                self.counters.tx_packets += 1;
-                self.counters.tx_bytes += length as u64;
-                sent.packets += 1;
-            } else {
-                self.counters.tx_errors += 1;
-            }
+            sent.packets += self.counters.sent(length, self.tx.push(length, &path));
         }
     }
 
@@ -324,13 +314,8 @@ impl PacketIo for UringIo {
     }
 
     fn counters(&mut self) -> IoCounters {
-        if let Some(drops) = kernel_drops(self.socket.as_fd()) {
-            self.counters.rx_kernel_drops += u64::from(drops.wrapping_sub(self.kernel_drops));
-            self.kernel_drops = drops;
-        }
-        self.counters.tx_trains_refused = self.tx.trains_refused();
-        self.counters.sq_full = self.ring.sq_full();
-        self.counters
+        let counters = self.counters.read(self.socket.as_fd(), self.tx.trains_refused());
+        IoCounters { sq_full: self.ring.sq_full(), ..counters }
     }
 }
 
@@ -350,7 +335,7 @@ impl std::fmt::Debug for UringIo {
             .field("local", &self.local)
             .field("buffers", &self.rx.buffers())
             .field("trains", &self.tx.census())
-            .field("counters", &self.counters)
+            .field("counters", &self.counters.io)
             .finish_non_exhaustive()
     }
 }

@@ -134,14 +134,6 @@ pub enum OpenError {
         /// Size of its UMEM.
         bytes: u64,
     },
-    /// Huge pages were demanded and are not there.
-    #[error("not enough huge pages for queue {queue}: {advice}")]
-    HugePages {
-        /// Queue, from 0.
-        queue: u32,
-        /// How many are missing and what to type.
-        advice: String,
-    },
     /// A queue failed for another reason.
     #[error("queue {queue} of {interface}: {source}")]
     Socket {

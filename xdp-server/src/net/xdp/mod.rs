@@ -44,5 +44,5 @@ pub mod umem;
 
 pub use error::OpenError;
 pub use io::XdpIo;
-pub use open::{ModeGot, OpenQueue, OpenRequest, Opened, PagesGot, UmemPages, XdpMode, open};
+pub use open::{ModeGot, OpenQueue, OpenRequest, Opened, XdpMode, open};
 pub use umem::FrameCensus;

@@ -13,6 +13,7 @@ use nix::net::if_::if_nametoindex;
 
 use super::error::OpenError;
 use crate::host::ethtool::Ethtool;
+use crate::host::nic::defer_interrupts;
 
 /// The offload that merges UDP packets of a flow into one before XDP sees them, as ethtool names it.
 pub const GRO_FORWARDING: &str = "rx-udp-gro-forwarding";
@@ -71,11 +72,8 @@ impl Nic {
         let defer: u64 = read(name, "napi_defer_hard_irqs").ok()?;
         let timeout: u64 = read(name, "gro_flush_timeout").ok()?;
         (defer == 0 || timeout == 0).then(|| {
-            format!(
-                "{name}: interrupts compete with busy polling; to defer them: \
-                 echo 100 > /sys/class/net/{name}/napi_defer_hard_irqs; \
-                 echo 200000 > /sys/class/net/{name}/gro_flush_timeout"
-            )
+            let command = defer_interrupts(name);
+            format!("{name}: interrupts compete with busy polling; to defer them: {command}")
         })
     }
 }

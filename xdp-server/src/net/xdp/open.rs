@@ -27,12 +27,13 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
+use hugepages::PageKind;
 use socket2::{Domain, Socket, Type};
 use xdp_prog::{Config, XdpProgram};
 
 use super::error::OpenError;
 use super::io::XdpIo;
-use super::memory::{HugePages, Pinned};
+use super::memory::{Pinned, on_huge_pages};
 use super::nic::Nic;
 use super::queue::Queue;
 use super::socket::{FRAME_SIZE, MAX_MTU, SocketError, SocketRequest, XskRings};
@@ -74,27 +75,6 @@ impl fmt::Display for ModeGot {
     }
 }
 
-/// Which memory the UMEMs are to be made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum UmemPages {
-    /// Huge pages as long as there are any free, else plain ones.
-    #[default]
-    Auto,
-    /// Huge pages or nothing.
-    Huge,
-    /// Plain pages.
-    Plain,
-}
-
-/// Which memory a UMEM is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PagesGot {
-    /// Huge pages of this many bytes.
-    Huge(u64),
-    /// Plain pages.
-    Plain,
-}
-
 /// What to open.
 #[derive(Clone, Debug)]
 pub struct OpenRequest {
@@ -113,8 +93,8 @@ pub struct OpenRequest {
     pub busy_poll: bool,
     /// The core of each queue's worker. Queues beyond the end are opened wherever the calling thread runs.
     pub cpus: Vec<usize>,
-    /// Memory of the UMEMs.
-    pub pages: UmemPages,
+    /// UMEMs on huge pages of 2 MiB, as long as there are any free.
+    pub huge_pages: bool,
     /// Frames of each UMEM, half of them to receive, half to send. Rounded up to whole huge pages. See
     /// [`FRAMES_PER_QUEUE`](super::socket::FRAMES_PER_QUEUE).
     pub frames: u32,
@@ -125,12 +105,12 @@ pub struct OpenRequest {
 pub struct OpenQueue {
     queue: Queue<XskRings>,
     busy_poll: bool,
-    pages: PagesGot,
+    pages: PageKind,
 }
 
 impl OpenQueue {
-    /// The memory that its UMEM got.
-    pub fn pages(&self) -> PagesGot {
+    /// The memory that its UMEM got: huge pages of 2 MiB, or plain ones.
+    pub fn pages(&self) -> PageKind {
         self.pages
     }
 
@@ -222,8 +202,8 @@ impl Opening<'_> {
         if request.busy_poll {
             notes.extend(nic.busy_poll_advice());
         }
-        if request.pages != UmemPages::Plain && queues.iter().any(|queue| queue.pages == PagesGot::Plain) {
-            let without = queues.iter().filter(|queue| queue.pages == PagesGot::Plain).count() as u64;
+        if request.huge_pages && queues.iter().any(|queue| queue.pages == PageKind::Plain) {
+            let without = queues.iter().filter(|queue| queue.pages == PageKind::Plain).count() as u64;
             // How many are missing in all, only the caller knows: other memory wants huge pages too.
             notes.push(format!("{}: {without} of {} UMEMs have plain pages", nic.name, queues.len()));
         }
@@ -268,7 +248,7 @@ impl Opening<'_> {
     }
 
     /// The socket and its UMEM, from huge pages if wanted and there.
-    fn rings(&self, queue: u32, mode: ModeGot) -> Result<(XskRings, PagesGot), OpenError> {
+    fn rings(&self, queue: u32, mode: ModeGot) -> Result<(XskRings, PageKind), OpenError> {
         let request = self.request;
         let attempt = |frames, huge_pages| {
             XskRings::open(&SocketRequest {
@@ -280,23 +260,16 @@ impl Opening<'_> {
                 huge_pages,
             })
         };
-        if request.pages != UmemPages::Plain {
-            let huge = HugePages::read();
-            if let Some(frames) = huge.frames(request.frames) {
-                match attempt(frames, true) {
-                    // Not so many free.
-                    Err(SocketError::Map(_)) => {}
-                    Ok(rings) => return Ok((rings, PagesGot::Huge(huge.size))),
-                    Err(error) => return Err(self.explain(queue, mode, error)),
-                }
-            }
-            if request.pages == UmemPages::Huge {
-                let left = u64::from(request.queues - queue);
-                return Err(OpenError::HugePages { queue, advice: huge.advice(request.frames, left) });
+        if let Some(frames) = on_huge_pages(request.frames).filter(|_| request.huge_pages) {
+            match attempt(frames, true) {
+                // Not so many free.
+                Err(SocketError::Map(_)) => {}
+                Ok(rings) => return Ok((rings, PageKind::Huge2M)),
+                Err(error) => return Err(self.explain(queue, mode, error)),
             }
         }
         let rings = attempt(request.frames, false).map_err(|error| self.explain(queue, mode, error))?;
-        Ok((rings, PagesGot::Plain))
+        Ok((rings, PageKind::Plain))
     }
 
     /// What `error` means, and what to do about it.
