@@ -7,9 +7,10 @@ source scripts/lib.sh
 usage() {
     cat <<'USAGE'
 Measures what an idle connection costs: starts the release server with one worker on loopback, connects
-clients that do nothing, waits (what handshakes took is given back after 10 s), lets them leave, and waits until their memory is given back: a good-bye
-that is lost in the rush takes 15 s to time out, jemalloc keeps freed memory for another 10 s. Resident
-memory is the process's VmRSS and its HugetlbPages, which VmRSS does not count.
+clients that do nothing, waits (what handshakes took is given back after 10 s), lets them leave, and waits
+until their memory is given back: a good-bye that is lost in the rush takes 15 s to time out, jemalloc keeps
+freed memory for another 10 s. Resident memory is the process's VmRSS and its HugetlbPages, which VmRSS does
+not count.
 
 usage: scripts/bench_memory.sh [OPTIONS] [-- SERVER-OPTIONS]
 

@@ -105,7 +105,7 @@ counters! {
         drop_quic,
         /// Initials dropped: no room even to refuse politely.
         drop_full,
-        /// Initials of strangers dropped: too many waited to be accepted.
+        /// Initials of strangers dropped: too many waited to be accepted, or for too long.
         drop_newcomers,
         /// Packets received for another worker's connection and handed to it.
         strays_out,

@@ -11,28 +11,33 @@ use crate::net::Path;
 use crate::quic::header::{self, Header};
 use crate::quic::table::InitialId;
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Initials taken up in one turn. At some 150 us each they delay those who are connected by 0.6 ms, far less
 /// than a tick; more delay them more, fewer make a crowd pay for more turns of a few microseconds.
 const PER_TURN: usize = 4;
 
-/// Initials that may wait, at 1.5 KB each: as many as a receive ring of AF_XDP holds. They are taken up within
-/// 0.6 s, before a client repeats its own after a second: of more, some would be worked off in vain. Fewer drop
-/// what a crowd brings at once, and clients that have to repeat come in after 1, 3 and 7 seconds (256 were
-/// tried: of 1,500 clients that connected at once half gave up).
+/// Initials that may wait, at 1.5 KB each: as many as a receive ring of AF_XDP holds. Fewer drop what a crowd
+/// brings at once, and clients that have to repeat come in after 1, 3 and 7 seconds (256 were tried: of 1,500
+/// clients that connected at once half gave up); more take more memory from a flood.
 const WAITING: usize = 4096;
 
-/// The Initials that wait. A stray's copy is what is needed here, too: packet and path.
+/// An Initial that waited for longer is dropped. Its client has sent another by then (RFC 9002, section 6.2.2:
+/// after 999 ms), which is in the queue, too. Longer, and a worker that cannot keep up makes nothing but
+/// connections whose clients have gone; shorter drops some that would not have been repeated in time.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// The Initials that wait, oldest first, and when they came. A stray's copy is what is needed here, too: packet
+/// and path.
 #[derive(Default)]
-pub struct Newcomers(VecDeque<Box<Stray>>);
+pub struct Newcomers(VecDeque<(Instant, Box<Stray>)>);
 
 impl Core {
     /// Sets a stranger's Initial aside.
-    pub fn set_aside(&mut self, path: &Path, packet: &[u8]) {
+    pub fn set_aside(&mut self, path: &Path, packet: &[u8], now: Instant) {
         let waiting = &mut self.newcomers.0;
         match Stray::new(path, packet) {
-            Some(copy) if waiting.len() < WAITING => waiting.push_back(copy),
+            Some(copy) if waiting.len() < WAITING => waiting.push_back((now, copy)),
             _ => self.ctx.stats.drop_newcomers += 1,
         }
     }
@@ -41,8 +46,12 @@ impl Core {
     pub fn accept_newcomers(&mut self, now: Instant) -> bool {
         let mut taken = 0;
         while taken < PER_TURN
-            && let Some(mut initial) = self.newcomers.0.pop_front()
+            && let Some((since, mut initial)) = self.newcomers.0.pop_front()
         {
+            if now.duration_since(since) > LONGEST_WAIT {
+                self.ctx.stats.drop_newcomers += 1;
+                continue;
+            }
             taken += 1;
             let path = initial.path;
             let packet = initial.packet();

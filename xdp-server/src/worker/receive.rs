@@ -133,7 +133,7 @@ impl Core {
         };
         match self.table.find_initial(&id) {
             Some(slot) => self.deliver(slot, path, packet, now),
-            None if initial && packet.len() >= MIN_INITIAL_LEN => self.set_aside(path, packet),
+            None if initial && packet.len() >= MIN_INITIAL_LEN => self.set_aside(path, packet, now),
             None => self.ctx.stats.drop_not_initial += 1,
         }
     }

@@ -539,3 +539,19 @@ fn a_flood_of_initials_is_dropped_when_too_many_wait() {
     assert_eq!(stats.connections, 1);
     world.join(0, ClientOptions::painter());
 }
+
+/// A worker that comes to an Initial too late does not make a connection of it: its client has repeated it.
+#[test]
+fn newcomers_that_waited_for_too_long_come_in_by_their_repetition() {
+    let mut world = World::new(&Options::default());
+    for _ in 0..10 {
+        let stranger = world.connect(0, ClientOptions::painter());
+        world.clients[stranger].step();
+    }
+    world.workers[0].turn(Instant::now(), &mut |_| false);
+    std::thread::sleep(Duration::from_millis(1050));
+    let stats = world.stats();
+    assert!(stats.handshakes_started <= 4 && stats.drop_newcomers >= 6, "{stats:#?}");
+    world.until("everybody", |world| world.clients.iter().all(|client| client.welcome.is_some()));
+    assert_eq!(world.stats().handshakes_started, 10);
+}
