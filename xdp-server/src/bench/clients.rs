@@ -4,7 +4,8 @@
 //! receives does not notice.
 
 use super::frames::{Frames, address, server};
-use super::{BenchError, Progress};
+use super::{BenchError, Progress, cpu_time};
+use crate::session::CONTROL_STREAM;
 use canvas::Geometry;
 use canvas::codec::control::ClientFrame;
 use canvas::codec::datagram::ClientDatagram;
@@ -14,8 +15,7 @@ use quiche::{ConnectionId, RecvInfo};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-
-use crate::session::CONTROL_STREAM;
+use std::time::Duration;
 
 /// Clients that shake hands at the same time. More would only hold more packets in memory; much fewer would
 /// give the server's turns less to do at once than a real arrival of clients does.
@@ -24,27 +24,40 @@ const TOGETHER: u32 = 64;
 /// Client congestion window, in packets: all that a client prepares leaves without one acknowledgement.
 const WINDOW: usize = 1 << 20;
 
-/// What the packets of a handshake are exchanged with: a whole worker, or QUIC alone.
+/// What clients talk to: a whole worker, or QUIC alone. The three calls are one exchange of packets; only the
+/// second is the server's own work.
 pub trait Server {
-    /// Receives `frames` and appends to `replies` what it sends: to which client, and the packet.
-    fn exchange(&mut self, frames: &mut Frames, replies: &mut Vec<(u32, Vec<u8>)>);
+    /// Takes over `frames`, to receive them.
+    fn load(&mut self, frames: &mut Frames);
+
+    /// Receives all frames and sends what there is to send.
+    fn serve(&mut self);
+
+    /// Gives the frames back, and appends what was sent to `replies`: to which client, and the packet.
+    fn collect(&mut self, frames: &mut Frames, replies: &mut Vec<(u32, Vec<u8>)>);
 }
 
 /// A number of clients.
 pub struct Clients {
     connections: Vec<quiche::Connection>,
     config: quiche::Config,
-    hello_flags: u16,
+    /// HELLO's flags; without, they stay silent.
+    hello: Option<u16>,
+    /// TLS session to resume.
+    session: Option<Vec<u8>>,
     random: StdRng,
+    served: Duration,
+    datagram: Vec<u8>,
+    datagrams: u64,
 }
 
 impl Clients {
-    /// No clients yet. `seed` decides their pixels, and the order in which they send; `hello_flags` what they
-    /// ask for.
+    /// No clients yet. `seed` decides their connection IDs and pixels; `hello` are the flags of their HELLO,
+    /// if they say it.
     ///
     /// # Errors
     /// quiche refuses a setting, which only a change of its version can cause.
-    pub fn new(seed: u64, hello_flags: u16) -> Result<Self, BenchError> {
+    pub fn new(seed: u64, hello: Option<u16>) -> Result<Self, BenchError> {
         let mut config = quiche::Config::new(quiche::PROTOCOL_VERSION)?;
         config.set_application_protos(&[ALPN])?;
         config.verify_peer(false);
@@ -56,8 +69,52 @@ impl Clients {
         config.set_initial_congestion_window_packets(WINDOW);
         config.enable_pacing(false);
         config.enable_dgram(true, 1024, 16);
-        let random = StdRng::seed_from_u64(seed);
-        Ok(Self { connections: Vec::new(), config, hello_flags, random })
+        Ok(Self {
+            connections: Vec::new(),
+            config,
+            hello,
+            session: None,
+            random: StdRng::seed_from_u64(seed),
+            served: Duration::ZERO,
+            datagram: Vec::new(),
+            datagrams: 0,
+        })
+    }
+
+    /// Clients so far.
+    pub fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    /// CPU time that servers spent serving since the last call.
+    pub fn take_served(&mut self) -> Duration {
+        std::mem::take(&mut self.served)
+    }
+
+    /// The last datagram that a client was sent, and the number of all.
+    pub fn datagrams(&self) -> (&[u8], u64) {
+        (&self.datagram, self.datagrams)
+    }
+
+    /// Clients from here on resume the session of the last one.
+    ///
+    /// # Errors
+    /// The server gave it no ticket.
+    pub fn resume(&mut self) -> Result<(), BenchError> {
+        let session = self.connections.last().and_then(|quic| quic.session());
+        let session = session.ok_or_else(|| BenchError::new("the server gave no session ticket"))?;
+        self.session = Some(session.to_vec());
+        Ok(())
+    }
+
+    /// Clients whose handshake was a resumed one.
+    pub fn resumed(&self) -> usize {
+        self.connections.iter().filter(|quic| quic.is_resumed()).count()
     }
 
     /// Adds clients until there are `count`, connects them to `to` and has them say HELLO.
@@ -75,64 +132,94 @@ impl Clients {
             let last = count.min(first as u32 + TOGETHER);
             for client in first as u32..last {
                 let id: [u8; 8] = self.random.random();
-                let id = ConnectionId::from_ref(&id);
-                let name = Some("localhost");
-                self.connections.push(quiche::connect(
-                    name,
-                    &id,
-                    address(client),
-                    server(),
-                    &mut self.config,
-                )?);
+                let (id, name) = (ConnectionId::from_ref(&id), Some("localhost"));
+                let mut quic = quiche::connect(name, &id, address(client), server(), &mut self.config)?;
+                if let Some(session) = &self.session {
+                    quic.set_session(session)?;
+                }
+                self.connections.push(quic);
             }
             self.converse(first, to)?;
-            progress.step(self.connections.len(), count as usize);
-        }
-        Ok(())
-    }
-
-    /// Exchanges packets between the clients from `first` on and the server until nobody has any left.
-    fn converse(&mut self, first: usize, to: &mut impl Server) -> Result<(), BenchError> {
-        let mut said_hello = vec![false; self.connections.len() - first];
-        let (mut frames, mut replies) = (Frames::default(), Vec::new());
-        let mut packet = [0; 1500];
-        loop {
-            frames.clear();
-            for (n, quic) in self.connections.iter_mut().enumerate().skip(first) {
-                if quic.is_established() && !std::mem::replace(&mut said_hello[n - first], true) {
-                    let mut hello = Vec::new();
-                    let flags = self.hello_flags;
-                    ClientFrame::Hello { version: 1, flags, token: b"" }.encode(&mut hello);
+            if let Some(flags) = self.hello {
+                let mut hello = Vec::new();
+                ClientFrame::Hello { version: 1, flags, token: b"" }.encode(&mut hello);
+                for quic in &mut self.connections[first..] {
                     quic.stream_send(CONTROL_STREAM, &hello, false)?;
                 }
-                while let Ok((len, _)) = quic.send(&mut packet) {
-                    frames.push(n as u32, &packet[..len]);
-                }
+                self.converse(first, to)?;
             }
-            if frames.is_empty() {
-                break;
-            }
-            to.exchange(&mut frames, &mut replies);
-            for (client, mut packet) in replies.drain(..) {
-                self.receive(client, &mut packet)?;
-            }
+            progress.step(self.connections.len(), count as usize);
         }
-        match self.connections[first..].iter().all(quiche::Connection::is_established) {
+        match self.connections.iter().all(quiche::Connection::is_established) {
             true => Ok(()),
             false => Err(BenchError::new("a client could not connect to the server in memory")),
         }
     }
 
-    /// Gives `packet` to `client`, which reads and forgets what it is told.
-    fn receive(&mut self, client: u32, packet: &mut [u8]) -> Result<(), BenchError> {
-        let quic = &mut self.connections[client as usize];
-        quic.recv(packet, RecvInfo { from: server(), to: address(client) })?;
-        let mut sink = [0; 4096];
-        for stream in quic.readable() {
-            while quic.stream_recv(stream, &mut sink).is_ok() {}
+    /// Exchanges packets between the clients from `first` on and the server until nobody has any left.
+    ///
+    /// # Errors
+    /// A client refuses what the server sent.
+    pub fn converse(&mut self, first: usize, to: &mut impl Server) -> Result<(), BenchError> {
+        let (mut frames, mut replies) = (Frames::default(), Vec::new());
+        let mut packet = [0; 1500];
+        loop {
+            frames.clear();
+            for (n, quic) in self.connections.iter_mut().enumerate().skip(first) {
+                while let Ok((len, _)) = quic.send(&mut packet) {
+                    frames.push(n as u32, &packet[..len]);
+                }
+            }
+            if frames.is_empty() {
+                return Ok(());
+            }
+            to.load(&mut frames);
+            let began = cpu_time();
+            to.serve();
+            self.served += cpu_time() - began;
+            to.collect(&mut frames, &mut replies);
+            self.receive(&mut replies)?;
         }
-        while quic.dgram_recv(&mut sink).is_ok() {}
+    }
+
+    /// Gives packets to their clients, which read and forget what they are told.
+    ///
+    /// # Errors
+    /// A client refuses a packet.
+    pub fn receive(&mut self, packets: &mut Vec<(u32, Vec<u8>)>) -> Result<(), BenchError> {
+        let mut sink = [0; 4096];
+        for (client, mut packet) in packets.drain(..) {
+            let quic = &mut self.connections[client as usize];
+            quic.recv(&mut packet, RecvInfo { from: server(), to: address(client) })?;
+            for stream in quic.readable() {
+                while quic.stream_recv(stream, &mut sink).is_ok() {}
+            }
+            while let Ok(len) = quic.dgram_recv(&mut sink) {
+                self.datagram.clear();
+                self.datagram.extend_from_slice(&sink[..len]);
+                self.datagrams += 1;
+            }
+        }
         Ok(())
+    }
+
+    /// Has client 0 paint `count` pixels, in one datagram, at the next [`converse`](Self::converse).
+    ///
+    /// # Errors
+    /// quiche does not take the datagram: too many pixels for a packet.
+    pub fn paint_some(&mut self, count: usize, geometry: Geometry) -> Result<(), BenchError> {
+        let pixels: Vec<_> = (0..count).map(|_| self.pixel(geometry).to_wire()).collect();
+        let mut payload = Vec::new();
+        ClientDatagram::Paint { seq: 0, pixels: Pixels::new(&pixels) }.encode(&mut payload);
+        Ok(self.connections[0].dgram_send(&payload)?)
+    }
+
+    fn pixel(&mut self, geometry: Geometry) -> Pixel {
+        Pixel {
+            x: self.random.random_range(0..geometry.width()),
+            y: self.random.random_range(0..geometry.height()),
+            colour: self.random.random_range(0..COLOURS),
+        }
     }
 
     /// Has each client send PAINT datagrams of one pixel of a canvas of `geometry`, a packet each: as many as
@@ -145,11 +232,7 @@ impl Clients {
         let mut packet = [0; 1500];
         let mut payload = Vec::new();
         for (seq, client) in order.iter().enumerate() {
-            let pixel = Pixel {
-                x: self.random.random_range(0..geometry.width()),
-                y: self.random.random_range(0..geometry.height()),
-                colour: self.random.random_range(0..COLOURS),
-            };
+            let pixel = self.pixel(geometry);
             payload.clear();
             let pixels = [pixel.to_wire()];
             ClientDatagram::Paint { seq: seq as u32, pixels: Pixels::new(&pixels) }.encode(&mut payload);
@@ -160,20 +243,21 @@ impl Clients {
         }
         Ok(frames)
     }
+}
 
-    /// An order for `messages` messages of `clients` clients in which all have their turns at random, after
-    /// 1 to [`MOST_WARM_UP`] of each. Returns it and how many of its start are of the latter.
-    pub fn order(&mut self, clients: u32, messages: usize) -> (Vec<u32>, usize) {
-        let mut order = Vec::new();
-        for client in 0..clients {
-            let count = self.random.random_range(1..=MOST_WARM_UP);
-            order.resize(order.len() + count, client);
-        }
-        order.shuffle(&mut self.random);
-        let warm_up = order.len();
-        order.extend((0..messages).map(|_| self.random.random_range(0..clients)));
-        (order, warm_up)
+/// An order for `messages` messages of `clients` clients in which all have their turns at random, after 1 to
+/// [`MOST_WARM_UP`] of each. Returns it and how many of its start are of the latter.
+pub fn order(clients: u32, messages: usize) -> (Vec<u32>, usize) {
+    let mut random = StdRng::seed_from_u64(u64::from(clients));
+    let mut order = Vec::new();
+    for client in 0..clients {
+        let count = random.random_range(1..=MOST_WARM_UP);
+        order.resize(order.len() + count, client);
     }
+    order.shuffle(&mut random);
+    let warm_up = order.len();
+    order.extend((0..messages).map(|_| random.random_range(0..clients)));
+    (order, warm_up)
 }
 
 /// Messages of a client before measuring: its first ones make queues grow to their size, and different

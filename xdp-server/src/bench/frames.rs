@@ -23,8 +23,8 @@ const TX_BUFFERS: usize = 4096;
 /// Distance of two transmit buffers in bytes: a UMEM frame.
 const TX_STRIDE: usize = 2048;
 
-/// Frames parsed in one go, as the AF_XDP backend takes them from its ring.
-const BURST: usize = 64;
+/// Calls of [`PacketIo::send`] whose duration is kept between two looks; of more, the first.
+const SENDS_KEPT: usize = 1 << 16;
 
 /// Address of the server.
 pub fn server() -> SocketAddr {
@@ -110,34 +110,76 @@ impl Frames {
     }
 }
 
+/// Transmit buffers, used in turn; each keeps its packet until its turn comes again.
+pub struct TxRing {
+    bytes: Vec<u8>,
+    next: usize,
+    /// Packets that were sent: to which client, the place of the QUIC packet and its length. Only while
+    /// clients listen.
+    kept: Option<Vec<(u32, usize, usize)>>,
+}
+
+impl TxRing {
+    /// At least as many buffers as an AF_XDP queue has, and `packets`: that many can be kept.
+    pub fn new(packets: usize) -> Self {
+        let count = packets.max(TX_BUFFERS);
+        Self { bytes: vec![0; count * TX_STRIDE], next: 0, kept: Some(Vec::with_capacity(count)) }
+    }
+
+    /// The next buffer.
+    #[inline]
+    pub fn buffer(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.next..self.next + TX_STRIDE]
+    }
+
+    /// Notes that the next buffer holds a packet of `len` bytes to `client`, behind room for headers.
+    #[inline]
+    pub fn sent(&mut self, client: Option<u32>, len: usize) {
+        if let (Some(kept), Some(client)) = (&mut self.kept, client) {
+            kept.push((client, self.next + MAX_HEADERS, len));
+        }
+        self.next = (self.next + TX_STRIDE) % self.bytes.len();
+    }
+
+    /// Appends the packets sent since the last call to `replies`: to whom, and what.
+    pub fn take(&mut self, replies: &mut Vec<(u32, Vec<u8>)>) {
+        let Some(kept) = &mut self.kept else { return };
+        // Of more than there are buffers the first are overwritten: lost, and missed by whoever counts.
+        let lost = kept.len().saturating_sub(self.bytes.len() / TX_STRIDE);
+        let packets = kept.drain(..).skip(lost);
+        replies.extend(packets.map(|(client, at, len)| (client, self.bytes[at..at + len].to_vec())));
+    }
+
+    /// From here on nobody listens: what is sent is thrown away.
+    pub fn swallow(&mut self) {
+        self.kept = None;
+    }
+}
+
 /// Packet I/O from and to memory: receives prepared [`Frames`], and swallows or keeps what is sent.
-#[derive(Default)]
 pub struct MemoryIo {
     frames: Frames,
     /// Frames of `frames` that wait to be received.
     waiting: Range<usize>,
     /// Frames of the burst under way: number, path, and where the payload is.
     parsed: Vec<(usize, Path, Range<usize>)>,
-    tx: Vec<u8>,
-    next_tx: usize,
-    /// Packets that were sent, and to which client; only while clients listen.
-    kept: Option<Vec<(u32, Vec<u8>)>>,
+    tx: TxRing,
     counters: IoCounters,
     /// How long the last calls of [`PacketIo::send`] took, in nanoseconds.
     sends: Vec<u32>,
 }
 
-/// Calls of [`PacketIo::send`] whose duration is kept between two looks; of more, the first.
-const SENDS_KEPT: usize = 1 << 16;
-
 impl MemoryIo {
-    /// Nothing to receive yet; what is sent is kept for [`take_sent`](Self::take_sent).
-    pub fn new() -> Self {
+    /// Nothing to receive yet; up to `packets` that are sent are kept until they are
+    /// [taken](Self::take_sent).
+    pub fn new(packets: usize) -> Self {
         Self {
-            tx: vec![0; TX_BUFFERS * TX_STRIDE],
-            kept: Some(Vec::new()),
+            frames: Frames::default(),
+            waiting: 0..0,
+            parsed: Vec::new(),
+            tx: TxRing::new(packets),
+            counters: IoCounters::default(),
             sends: Vec::with_capacity(SENDS_KEPT),
-            ..Self::default()
         }
     }
 
@@ -152,14 +194,14 @@ impl MemoryIo {
         self.waiting.end = (self.waiting.end + count).min(self.frames.len());
     }
 
-    /// Takes the packets sent since the last call: to whom, and what.
-    pub fn take_sent(&mut self) -> Vec<(u32, Vec<u8>)> {
-        self.kept.as_mut().map(std::mem::take).unwrap_or_default()
+    /// Appends the packets sent since the last call to `replies`: to whom, and what.
+    pub fn take_sent(&mut self, replies: &mut Vec<(u32, Vec<u8>)>) {
+        self.tx.take(replies);
     }
 
     /// From here on nobody listens: what is sent is counted and thrown away.
     pub fn swallow(&mut self) {
-        self.kept = None;
+        self.tx.swallow();
     }
 
     /// Nanoseconds of the calls of [`PacketIo::send`] since the last look, each: it is where QUIC seals
@@ -172,7 +214,7 @@ impl MemoryIo {
 impl PacketIo for MemoryIo {
     fn receive(&mut self, budget: usize, sink: &mut impl Sink) -> usize {
         // All headers first, as the AF_XDP backend does.
-        for _ in 0..budget.min(self.waiting.len()).min(BURST) {
+        for _ in 0..budget.min(self.waiting.len()) {
             let n = self.waiting.start;
             let Some((_, bytes)) = self.frames.get_mut(n) else { break };
             self.waiting.start += 1;
@@ -198,23 +240,18 @@ impl PacketIo for MemoryIo {
         let began = Instant::now();
         let mut sent = Sent::default();
         loop {
-            let at = self.next_tx * TX_STRIDE;
-            let buffer = &mut self.tx[at..at + TX_STRIDE];
-            let Some((len, path)) = fill(&mut buffer[MAX_HEADERS..MAX_HEADERS + MAX_TX_PAYLOAD]) else {
-                break;
-            };
+            let buffer = self.tx.buffer();
+            let room = &mut buffer[MAX_HEADERS..MAX_HEADERS + MAX_TX_PAYLOAD];
+            let Some((len, path)) = fill(room) else { break };
             let headers = frame::headers_len(&path).unwrap_or(MAX_HEADERS);
             if frame::write_headers(&mut buffer[MAX_HEADERS - headers..MAX_HEADERS + len], &path).is_none() {
                 self.counters.tx_errors += 1;
                 continue;
             }
-            self.next_tx = (self.next_tx + 1) % TX_BUFFERS;
+            self.tx.sent(client_at(path.peer), len);
             self.counters.tx_packets += 1;
             self.counters.tx_bytes += len as u64;
             sent.packets += 1;
-            if let (Some(kept), Some(client)) = (&mut self.kept, client_at(path.peer)) {
-                kept.push((client, buffer[MAX_HEADERS..MAX_HEADERS + len].to_vec()));
-            }
         }
         if self.sends.len() < SENDS_KEPT {
             self.sends.push(began.elapsed().as_nanos() as u32);

@@ -1,9 +1,9 @@
 //! What a message costs: a whole worker beside QUIC alone, on packets of the same kind.
 //!
 //! Each of the two has clients of its own, which shake hands with it and prepare all their packets: PAINT
-//! datagrams of one pixel, one a packet, from all clients in random order. Then they take turns, a *round* of
-//! packets each, the one that begins changing with every round, so that a machine that is now fast, now slow
-//! is so for both; ratios are taken within a round, and their median counts.
+//! datagrams of one pixel, one a packet, from all clients in one random order. Then they take turns, a
+//! *round* of packets each, the one that begins changing with every round, so that a machine that is now
+//! fast, now slow is so for both; ratios are taken within a round, and their median counts.
 //!
 //! - The floor is `recv()` and `dgram_recv_buf()` on a connection that is found by index, and nothing else.
 //!   It is not told to acknowledge; what an acknowledgement costs it is measured apart.
@@ -11,17 +11,17 @@
 //!   the acknowledgements that are due. Its clock is moved as if messages came at the rate that was asked
 //!   for. The master works between the rounds, and is measured apart.
 
-use super::clients::Clients;
+use super::clients::{Clients, order};
 use super::frames::Frames;
 use super::rig::{Floor, Identities, Rig};
-use super::{BenchError, Progress, Settings, cpu_time, median};
+use super::{BenchError, Progress, Settings, cpu_time, each, median, must_equal};
+use std::ops::Range;
 use std::time::Duration;
 
-/// Messages of a round, at least: 20 ms or more, against a clock of thread CPU time with a resolution of
-/// nanoseconds, and the caches are warm for most of it.
+/// Messages of a round, at least: some 20 ms, against a clock with a resolution of nanoseconds.
 const ROUND: usize = 20_000;
 
-/// Packets that a worker receives in a turn; see [`super::Settings::rate`].
+/// Packets that a worker receives in a turn: what its clock is moved by is the time in which so many come.
 const TURN: u32 = 64;
 
 /// What messages cost with one number of connections. Times in nanoseconds a message unless said otherwise;
@@ -59,6 +59,101 @@ struct Round {
     master: f64,
 }
 
+/// A worker and a floor, each with all its packets prepared.
+pub struct Messages {
+    rig: Rig,
+    floor: Floor,
+    /// The floor's.
+    frames: Frames,
+    /// Clients of all frames, the same for both.
+    order: Vec<u32>,
+    /// Messages of a round.
+    round: usize,
+    /// The floor's next frame.
+    next: usize,
+    /// Datagrams that the floor received.
+    received: u64,
+    /// Messages that the worker had counted before those of `order`.
+    counted: u64,
+}
+
+impl Messages {
+    /// Sets both up with `connections` connections, and warms them up. `rounds` rounds of `round` messages
+    /// can be run, which come at `rate` messages a second.
+    ///
+    /// # Errors
+    /// A part of either cannot be had: says which.
+    pub fn new(
+        identities: &Identities,
+        connections: u32,
+        (rounds, round): (usize, usize),
+        rate: u32,
+        progress: &Progress,
+    ) -> Result<Self, BenchError> {
+        let (order, warm_up) = order(connections, rounds * round);
+
+        progress.stage(&format!("{connections} connections to the worker"));
+        let mut rig = Rig::new(identities, connections)?;
+        let mut clients = Clients::new(1, Some(0))?;
+        clients.connect(connections, &mut rig, progress)?;
+        let mut frames = clients.paint(&order, rig.geometry())?;
+        drop(clients);
+        rig.settle(Duration::from_secs(TURN.into()) / rate.max(1));
+        let counted = rig.stats().messages;
+        rig.io().swap(&mut frames);
+        rig.io().offer(warm_up);
+        rig.turn_until_idle();
+        rig.apply();
+
+        progress.stage(&format!("{connections} connections to QUIC alone"));
+        let mut floor = Floor::new(identities, 0)?;
+        let mut clients = Clients::new(1, Some(0))?;
+        clients.connect(connections, &mut floor, progress)?;
+        let mut frames = clients.paint(&order, rig.geometry())?;
+        drop(clients);
+        floor.swallow();
+        let received = (0..warm_up).map(|n| floor.receive(&mut frames, n)).sum();
+        Ok(Self { rig, floor, frames, order, round, next: warm_up, received, counted })
+    }
+
+    /// The worker.
+    pub fn rig(&mut self) -> &mut Rig {
+        &mut self.rig
+    }
+
+    /// The next round for the worker.
+    pub fn worker(&mut self) {
+        self.rig.io().offer(self.round);
+        measured_worker(&mut self.rig);
+    }
+
+    /// The next round for the floor; returns the clients whose messages they were.
+    pub fn floor(&mut self) -> &[u32] {
+        let round = self.next..(self.next + self.round).min(self.order.len());
+        self.next = round.end;
+        self.received += measured_floor(&mut self.floor, &mut self.frames, round.clone());
+        &self.order[round]
+    }
+
+    /// Has the floor acknowledge what it received of each of `clients`; returns the packets sent.
+    pub fn acknowledge(&mut self, clients: &[u32]) -> u64 {
+        clients.iter().map(|client| self.floor.send(*client)).sum()
+    }
+
+    /// Checks that all packets were counted as a message by the worker and reached the canvas, and that the
+    /// floor received as many.
+    ///
+    /// # Errors
+    /// Counts do not add up, or rounds were left out.
+    pub fn check(&mut self) -> Result<(), BenchError> {
+        let prepared = self.order.len() as u64;
+        self.rig.apply();
+        must_equal("messages that the worker counted", self.rig.stats().messages - self.counted, prepared)?;
+        must_equal("pixels on the canvas", self.rig.pixels_applied(), prepared)?;
+        must_equal("datagrams that QUIC alone received", self.received, prepared)
+    }
+}
+
 /// Measures with `connections` connections.
 ///
 /// # Errors
@@ -69,91 +164,68 @@ pub fn measure(
     settings: &Settings,
     progress: &Progress,
 ) -> Result<MessageCost, BenchError> {
+    let rounds = settings.rounds as usize;
     let round = settings.round.unwrap_or(ROUND.max(connections as usize));
-    let messages = round * settings.rounds as usize;
-
-    let mut rig = Rig::new(identities, connections)?;
-    progress.stage(&format!("{connections} connections: worker"));
-    let mut clients = Clients::new(1, 0)?;
-    clients.connect(connections, &mut rig, progress)?;
-    let (order, warm_up) = clients.order(connections, messages);
-    let mut frames = clients.paint(&order, rig.geometry())?;
-    drop(clients);
-    rig.settle(Duration::from_secs(TURN.into()) / settings.rate.max(1));
-    let before = rig.stats();
-    rig.io().swap(&mut frames);
-    rig.io().offer(warm_up);
-    rig.turn_until_idle();
-    rig.apply();
-
-    let mut floor = Floor::new(identities)?;
-    progress.stage(&format!("{connections} connections: QUIC alone"));
-    let mut clients = Clients::new(2, 0)?;
-    clients.connect(connections, &mut floor, progress)?;
-    let (floor_order, floor_warm_up) = clients.order(connections, messages);
-    let mut frames = clients.paint(&floor_order, rig.geometry())?;
-    drop(clients);
-    let mut received = 0;
-    for n in 0..floor_warm_up {
-        received += floor.receive(&mut frames, n);
+    let mut bench = Messages::new(identities, connections, (rounds, round), settings.rate, progress)?;
+    progress.stage(&format!("messages on {connections} connections"));
+    let sent_before = bench.rig.stats().tx_packets;
+    let mut figures = Vec::with_capacity(rounds);
+    for number in 0..rounds {
+        figures.push(bench.measured_round(number % 2 == 0));
+        progress.step(number + 1, rounds);
     }
-
-    progress.stage(&format!("{connections} connections: messages"));
-    let mut rounds = Vec::new();
-    let sent_before = rig.stats().tx_packets;
-    for number in 0..settings.rounds as usize {
-        let first = floor_warm_up + number * round;
-        let (mut worker, mut alone) = (Duration::ZERO, Duration::ZERO);
-        rig.io().take_sends().for_each(drop);
-        for turn in [number % 2, 1 - number % 2] {
-            let began = cpu_time();
-            if turn == 0 {
-                rig.io().offer(round);
-                measured_worker(&mut rig);
-                worker = cpu_time() - began;
-            } else {
-                received += measured_floor(&mut floor, &mut frames, first..first + round);
-                alone = cpu_time() - began;
-            }
-        }
-        // The median of them: the clock that is cheap enough to read here counts other programs' time, too.
-        let sends: Vec<f64> = rig.io().take_sends().collect();
-        let sending = median(sends.iter().copied()) * sends.len() as f64 / round as f64;
-        let master = rig.apply();
-        let per = |time: Duration, count: usize| time.as_nanos() as f64 / count as f64;
-        let mut senders = floor_order[first..first + round].to_vec();
-        senders.sort_unstable();
-        senders.dedup();
-        let began = cpu_time();
-        let acks = floor_acknowledges(&mut floor, &senders);
-        rounds.push(Round {
-            worker: per(worker, round),
-            sending,
-            floor: per(alone, round),
-            floor_ack: per(cpu_time() - began, acks.max(1) as usize),
-            master: per(master, round),
-        });
-        progress.step(number + 1, settings.rounds as usize);
-    }
-
-    let after = rig.stats();
-    let prepared = order.len() as u64;
-    super::must_equal("messages that the worker counted", after.messages - before.messages, prepared)?;
-    super::must_equal("pixels on the canvas", rig.pixels_applied(), prepared)?;
-    super::must_equal("datagrams that QUIC alone received", received, floor_order.len() as u64)?;
-    let of = |figure: fn(&Round) -> f64| median(rounds.iter().map(figure));
+    let sent = bench.rig.stats().tx_packets - sent_before;
+    bench.check()?;
+    let of = |figure: fn(&Round) -> f64| median(figures.iter().map(figure));
     Ok(MessageCost {
         connections,
-        messages,
+        messages: rounds * round,
         worker_ns: of(|round| round.worker),
         sending_ns: of(|round| round.sending),
-        acks_per_message: (after.tx_packets - sent_before) as f64 / messages as f64,
+        acks_per_message: sent as f64 / (rounds * round) as f64,
         floor_ns: of(|round| round.floor),
         floor_ack_ns: of(|round| round.floor_ack),
         master_ns: of(|round| round.master),
         ratio: of(|round| round.worker / round.floor),
         receive_ratio: of(|round| (round.worker - round.sending) / round.floor),
     })
+}
+
+impl Messages {
+    /// One round of both.
+    fn measured_round(&mut self, worker_first: bool) -> Round {
+        let (mut worker, mut floor) = (Duration::ZERO, Duration::ZERO);
+        let mut senders = Vec::new();
+        self.rig.io().take_sends().for_each(drop);
+        for workers_turn in [worker_first, !worker_first] {
+            let began = cpu_time();
+            if workers_turn {
+                self.worker();
+                worker = cpu_time() - began;
+            } else {
+                let clients = self.floor();
+                floor = cpu_time() - began;
+                senders.extend_from_slice(clients);
+            }
+        }
+        // The median of them: the clock that is cheap enough to read there counts other programs' time, too.
+        let sends: Vec<f64> = self.rig.io().take_sends().collect();
+        let sending = median(sends.iter().copied()) * sends.len() as f64 / self.round as f64;
+        let began = cpu_time();
+        self.rig.apply();
+        let master = cpu_time() - began;
+        senders.sort_unstable();
+        senders.dedup();
+        let began = cpu_time();
+        let acks = self.acknowledge(&senders);
+        Round {
+            worker: each(worker, self.round),
+            sending,
+            floor: each(floor, self.round),
+            floor_ack: each(cpu_time() - began, acks as usize),
+            master: each(master, self.round),
+        }
+    }
 }
 
 /// The worker's part of a round. Not inlined: valgrind collects by this name.
@@ -164,13 +236,6 @@ fn measured_worker(rig: &mut Rig) {
 
 /// The floor's part of a round; returns the datagrams received. Not inlined: as [`measured_worker`].
 #[inline(never)]
-fn measured_floor(floor: &mut Floor, frames: &mut Frames, round: std::ops::Range<usize>) -> u64 {
+fn measured_floor(floor: &mut Floor, frames: &mut Frames, round: Range<usize>) -> u64 {
     round.map(|n| floor.receive(frames, n)).sum()
-}
-
-/// One acknowledgement for each of `clients`; returns the packets sent.
-#[inline(never)]
-fn floor_acknowledges(floor: &mut Floor, clients: &[u32]) -> u64 {
-    let mut packet = [0; 1500];
-    clients.iter().map(|client| floor.send(*client, &mut packet)).sum()
 }

@@ -13,7 +13,9 @@
 //! - `frames`: prepared frames, and packet I/O from memory
 //! - `clients`: QUIC clients
 //! - `rig`: the worker with all around it; the floor
-//! - `message`: what a message costs
+//! - `message`, `stages`: what a message costs, in all and stage by stage
+//! - `broadcast`, `handshake`, `memory`: what these cost; `tls`: handshakes without QUIC
+//! - `report`: figures as text
 //!
 //! Instructions of one part alone, counted by valgrind (any build with symbols; the first counts the worker,
 //! the second the floor, each over the number of messages that the bench prints):
@@ -25,10 +27,18 @@
 //!     xdp-server bench --only message --connections 1000 --rounds 1
 //! ```
 
+mod broadcast;
 pub mod clients;
 pub mod frames;
+mod handshake;
+mod memory;
 pub mod message;
+mod report;
 pub mod rig;
+mod stages;
+mod tls;
+
+use report::Report;
 
 use nix::time::{ClockId, clock_gettime};
 use std::io::{IsTerminal, Write};
@@ -56,8 +66,16 @@ pub struct Settings {
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Case {
-    /// A message: one pixel in one packet.
+    /// A message: one pixel in one packet
     Message,
+    /// The stages of a message
+    Stages,
+    /// A packet of a broadcast
+    Broadcast,
+    /// A handshake, full and resumed
+    Handshake,
+    /// Memory of an idle connection
+    Memory,
 }
 
 /// Why nothing was measured. A sentence.
@@ -102,7 +120,7 @@ impl Progress {
         if !self.shown {
             return;
         }
-        let share = if all > 0 { format!("{:3} %", done * 100 / all) } else { String::new() };
+        let share = (done * 100).checked_div(all).map(|share| format!("{share:3} %")).unwrap_or_default();
         eprint!("\r\x1b[K{} {share}", self.stage.borrow());
         let _ = std::io::stderr().flush(); // a terminal that is gone needs no progress
     }
@@ -132,6 +150,11 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
+/// Nanoseconds of each of `count` things that took `time`; 0 if there was none.
+fn each(time: Duration, count: usize) -> f64 {
+    if count == 0 { 0.0 } else { time.as_nanos() as f64 / count as f64 }
+}
+
 /// A count that is not what it must be means that something else was measured than is said.
 fn must_equal(what: &str, found: u64, expected: u64) -> Result<(), BenchError> {
     if found == expected {
@@ -146,7 +169,12 @@ pub fn run(settings: &Settings) -> ExitCode {
     let result = measure(settings, &progress);
     progress.end();
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(report) => {
+            let text = if settings.json { json(&report) } else { report.text() };
+            // A closed pipe (`bench | head`) is no reason to fail.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
@@ -154,25 +182,127 @@ pub fn run(settings: &Settings) -> ExitCode {
     }
 }
 
-fn measure(settings: &Settings, progress: &Progress) -> Result<(), BenchError> {
-    let identities = rig::Identities::new()?;
-    println!("conns   messages  worker  sending acks/msg  floor  floor ack  master  ratio  receive ratio");
-    for connections in &settings.connections {
-        let cost = message::measure(&identities, *connections, settings, progress)?;
-        progress.end();
-        println!(
-            "{:6} {:9} {:7.0} {:8.0} {:8.3} {:6.0} {:10.0} {:7.0} {:6.2} {:14.2}",
-            cost.connections,
-            cost.messages,
-            cost.worker_ns,
-            cost.sending_ns,
-            cost.acks_per_message,
-            cost.floor_ns,
-            cost.floor_ack_ns,
-            cost.master_ns,
-            cost.ratio,
-            cost.receive_ratio
-        );
+fn json(report: &Report) -> String {
+    let mut text = serde_json::to_string(report).unwrap_or_default(); // numbers and names: nothing can fail
+    text.push('\n');
+    text
+}
+
+fn measure(settings: &Settings, progress: &Progress) -> Result<Report, BenchError> {
+    let wanted = |case| settings.only.is_none_or(|only| only == case);
+    if let Some(most) = settings.connections.iter().max() {
+        check_memory(*most)?;
     }
-    Ok(())
+    let identities = rig::Identities::new()?;
+    let mut report = Report::default();
+    for connections in settings.connections.iter().copied() {
+        if wanted(Case::Message) || wanted(Case::Stages) {
+            let whole = message::measure(&identities, connections, settings, progress)?;
+            if wanted(Case::Stages) {
+                report.stages.push(stages::measure(&identities, &whole, settings, progress)?);
+            }
+            report.messages.push(whole);
+        }
+        if wanted(Case::Broadcast) {
+            report.broadcasts.push(broadcast::measure(&identities, connections, settings, progress)?);
+        }
+        if wanted(Case::Memory) {
+            report.memory.push(memory::measure(&identities, connections, progress)?);
+        }
+    }
+    if wanted(Case::Handshake) {
+        report.handshakes.extend(handshake::measure(&identities, settings, progress)?);
+    }
+    Ok(report)
+}
+
+/// Sees to it that the kernel does not have to end the process for its hunger.
+fn check_memory(connections: u32) -> Result<(), BenchError> {
+    /// Two servers' connections and the clients of one of them, packets prepared included; measured.
+    const EACH: u64 = 120 * 1024;
+    let file = "/proc/meminfo";
+    let text = std::fs::read_to_string(file).map_err(|e| BenchError(format!("{file}: {e}")))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let Some(available) = kilobytes.map(|kilobytes| kilobytes * 1024) else { return Ok(()) };
+    let needed = u64::from(connections) * EACH;
+    if needed <= available {
+        return Ok(());
+    }
+    Err(BenchError(format!(
+        "{connections} connections need {} MiB of memory, but {} MiB are available; try --connections {}",
+        needed >> 20,
+        available >> 20,
+        available / EACH / 2,
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tiny() -> Settings {
+        Settings {
+            connections: vec![5],
+            rounds: 2,
+            rate: 1_000_000,
+            round: Some(64),
+            only: None,
+            json: false,
+        }
+    }
+
+    /// Every measurement checks its counts itself: each prepared packet a message, each pixel on the canvas,
+    /// each subscriber served, each handshake of its kind.
+    #[test]
+    fn all_cases_run_and_their_counts_add_up() {
+        let report = measure(&tiny(), &Progress::default()).unwrap();
+        let message = &report.messages[0];
+        assert_eq!((message.connections, message.messages), (5, 128));
+        assert!(message.worker_ns > 0.0 && message.floor_ns > 0.0 && message.ratio > 0.0);
+        // One for eight packets, but for what each of five connections had left over at start and end.
+        let acks = message.acks_per_message * 128.0;
+        assert!((11.0..=21.0).contains(&acks), "{acks} acknowledgements of 128 messages");
+        assert!(report.stages[0].quic_ns > 0.0);
+        let broadcast = &report.broadcasts[0];
+        assert!(broadcast.packets >= 1.0 && broadcast.bytes > 300, "{broadcast:?}");
+        let [full, resumed] = &report.handshakes[..] else { panic!("{:?}", report.handshakes) };
+        assert!(!full.resumed && resumed.resumed && full.tls_us > 0.0);
+        assert_eq!(report.memory[0].connections, 5);
+
+        let text = report.text();
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        let parsed: serde_json::Value = serde_json::from_str(&json(&report)).unwrap();
+        assert_eq!(parsed["messages"][0]["messages"], 128);
+    }
+
+    #[test]
+    fn a_round_that_is_left_out_is_noticed() {
+        let identities = rig::Identities::new().unwrap();
+        let new =
+            || message::Messages::new(&identities, 3, (2, 10), 1_000_000, &Progress::default()).unwrap();
+        let mut messages = new();
+        messages.worker();
+        messages.floor();
+        assert!(messages.check().is_err_and(|e| e.to_string().contains("nothing can be said")));
+        let mut messages = new();
+        for _ in 0..2 {
+            messages.worker();
+            messages.floor();
+        }
+        messages.check().unwrap();
+    }
+
+    #[test]
+    fn more_connections_than_memory_are_refused() {
+        assert!(check_memory(1).is_ok());
+        assert!(check_memory(u32::MAX).is_err_and(|e| e.to_string().contains("try --connections")));
+    }
+
+    #[test]
+    fn medians() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
+        assert_eq!(median([].into_iter()), 0.0);
+    }
 }

@@ -1,19 +1,23 @@
 //! The two that are measured beside each other: a whole worker, and QUIC alone.
 
+use super::BenchError;
 use super::clients::Server;
-use super::frames::{Frames, MemoryIo, address, server};
-use super::{BenchError, cpu_time};
+use super::frames::{Frames, MemoryIo, TxRing, address, server};
 use crate::link::{self, Shared};
 use crate::master::Master;
-use crate::quic::cid;
-use crate::quic::config::{Connection, QuicSettings};
+use crate::net::MAX_TX_PAYLOAD;
+use crate::net::frame::MAX_HEADERS;
+use crate::quic::cid::{CidCodec, Route};
+use crate::quic::config::{Connection, Payload, QuicSettings};
 use crate::session::SessionSettings;
 use crate::state::{Identity, StateDir};
 use crate::stats::WorkerStats;
 use crate::worker::{Worker, WorkerParts};
+use canvas::tiles::{TileReader, TileWriter};
 use canvas::{Canvas, Geometry, Palette};
 use hugepages::Pages;
 use quiche::{ConnectionId, RecvInfo};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -25,7 +29,7 @@ const TICK_MS: u16 = 50;
 const SIDE: u32 = 1000;
 
 /// Entries of the paint queue: the server's default, and more than a round of messages has.
-const PAINT_QUEUE: usize = 262_144;
+pub const PAINT_QUEUE: usize = 262_144;
 
 /// Entries that the master takes at once: the server's default.
 const MASTER_DRAIN: usize = 16_384;
@@ -33,9 +37,13 @@ const MASTER_DRAIN: usize = 16_384;
 /// Long enough that no connection times out while others are set up, on any machine and under valgrind.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// Key of connection IDs: nobody has to be kept from guessing them here.
+pub const CONNECTION_ID_KEY: [u8; 16] = [3; 16];
+
 /// Certificate and QUIC settings, the same for all that is measured.
 pub struct Identities {
-    quic: QuicSettings,
+    /// The server's QUIC settings.
+    pub quic: QuicSettings,
     _files: TempDir,
 }
 
@@ -60,6 +68,27 @@ impl Identities {
     }
 }
 
+/// Tiles of an empty canvas.
+///
+/// # Errors
+/// There is no memory for them.
+pub fn tiles() -> Result<(TileWriter, TileReader), BenchError> {
+    let geometry = Geometry::new(SIDE, SIDE).map_err(BenchError::new)?;
+    let region = hugepages::Region::map(&hugepages::Request {
+        what: "tiles",
+        len: canvas::tiles::bytes_needed(geometry),
+        pages: Pages::Auto,
+        numa_node: None,
+        prefault: true,
+    });
+    canvas::tiles::create(geometry, region.map_err(BenchError::new)?).map_err(BenchError::new)
+}
+
+/// No limits but the server's own.
+pub fn session_settings() -> SessionSettings {
+    SessionSettings { tick_ms: TICK_MS, client_kbit: 0, client_pixels: 0, token: None }
+}
+
 /// A whole worker on [`MemoryIo`], with a canvas and its master.
 pub struct Rig {
     worker: Worker<MemoryIo>,
@@ -70,24 +99,18 @@ pub struct Rig {
     clock: Instant,
     /// By how much it moves in each turn.
     step: Duration,
+    /// The time that the worker was told when its counters were last looked at.
+    looked: Instant,
 }
 
 impl Rig {
-    /// A worker with room for `connections`.
+    /// A worker with room for `connections`, which can send them a few packets each until they are taken.
     ///
     /// # Errors
     /// Memory, or one of the things that [`Worker::new`] wants, cannot be had.
     pub fn new(identities: &Identities, connections: u32) -> Result<Self, BenchError> {
-        let geometry = Geometry::new(SIDE, SIDE).map_err(BenchError::new)?;
-        let region = hugepages::Region::map(&hugepages::Request {
-            what: "tiles",
-            len: canvas::tiles::bytes_needed(geometry),
-            pages: Pages::Auto,
-            numa_node: None,
-            prefault: true,
-        })
-        .map_err(BenchError::new)?;
-        let (writer, tiles) = canvas::tiles::create(geometry, region).map_err(BenchError::new)?;
+        let (writer, tiles) = tiles()?;
+        let geometry = tiles.geometry();
         let palette = Palette::default();
         let (mut links, ports) = link::connect(1, PAINT_QUEUE).map_err(BenchError::new)?;
         let link = links.remove(0);
@@ -100,16 +123,16 @@ impl Rig {
             tiles,
             palette,
             quic: identities.quic.build().map_err(BenchError)?,
-            session: SessionSettings { tick_ms: TICK_MS, client_kbit: 0, client_pixels: 0, token: None },
+            session: session_settings(),
             max_connections: connections,
-            connection_id_key: [3; 16],
+            connection_id_key: CONNECTION_ID_KEY,
             reset_key: [4; 32],
             pages: Pages::Auto,
             numa_node: None,
         };
-        let worker = Worker::new(MemoryIo::new(), parts).map_err(BenchError)?;
+        let worker = Worker::new(MemoryIo::new(2 * connections as usize), parts).map_err(BenchError)?;
         let (clock, step) = (Instant::now(), Duration::ZERO);
-        Ok(Self { worker, master, shared, geometry, clock, step })
+        Ok(Self { worker, master, shared, geometry, clock, step, looked: clock })
     }
 
     /// Size of the canvas.
@@ -141,11 +164,26 @@ impl Rig {
         }
     }
 
-    /// Lets the master apply what the worker queued; returns the CPU time that it took.
-    pub fn apply(&mut self) -> Duration {
-        let began = cpu_time();
+    /// Has the master apply what the worker queued.
+    pub fn apply(&mut self) {
         while self.master.turn(self.clock) {}
-        cpu_time() - began
+    }
+
+    /// Has the master apply what the worker queued, and publish a tick.
+    pub fn tick(&mut self) {
+        self.apply();
+        self.master.turn(self.master.next_tick());
+        self.clock = Instant::now();
+    }
+
+    /// Connections that the worker has.
+    pub fn connections(&self) -> u32 {
+        self.worker.connections()
+    }
+
+    /// Bytes of the worker's connection table.
+    pub fn table_bytes(&self) -> usize {
+        self.worker.memory().mapped
     }
 
     /// Pixels that reached the canvas.
@@ -155,39 +193,63 @@ impl Rig {
 
     /// The worker's counters as of now.
     pub fn stats(&mut self) -> WorkerStats {
-        self.clock += Duration::from_millis(2); // the worker publishes once a millisecond
-        self.worker.turn(self.clock, &mut |_| false);
+        // The worker publishes in the first turn after a millisecond, by the clock that it is told.
+        self.looked = self.looked.max(self.clock) + Duration::from_millis(2);
+        self.worker.turn(self.looked, &mut |_| false);
         self.shared.totals()
     }
 }
 
 impl Server for Rig {
-    fn exchange(&mut self, frames: &mut Frames, replies: &mut Vec<(u32, Vec<u8>)>) {
+    fn load(&mut self, frames: &mut Frames) {
         let count = frames.len();
         self.io().swap(frames);
         self.io().offer(count);
         self.clock = Instant::now();
+    }
+
+    fn serve(&mut self) {
         self.turn_until_idle();
+    }
+
+    fn collect(&mut self, frames: &mut Frames, replies: &mut Vec<(u32, Vec<u8>)>) {
         self.io().swap(frames);
-        replies.append(&mut self.io().take_sent());
+        self.io().take_sent(replies);
     }
 }
 
 /// QUIC alone: connections with the server's settings, found by index. What they cost is the floor under
-/// every server on quiche.
+/// every server on quiche. What clients say on streams is left unread.
 pub struct Floor {
     connections: Vec<Connection>,
     config: quiche::Config,
+    codec: CidCodec,
+    frames: Frames,
+    tx: TxRing,
+    /// Clients that sent something in this exchange.
+    heard: Vec<u32>,
 }
 
 impl Floor {
-    /// No connections yet.
+    /// No connections yet; up to `packets` that are sent are kept for clients.
     ///
     /// # Errors
     /// quiche refuses the certificate.
-    pub fn new(identities: &Identities) -> Result<Self, BenchError> {
-        let config = identities.quic.build().map_err(BenchError)?.config;
-        Ok(Self { connections: Vec::new(), config })
+    pub fn new(identities: &Identities, packets: usize) -> Result<Self, BenchError> {
+        Ok(Self {
+            connections: Vec::new(),
+            config: identities.quic.build().map_err(BenchError)?.config,
+            codec: CidCodec::new(&CONNECTION_ID_KEY),
+            frames: Frames::default(),
+            tx: TxRing::new(packets),
+            heard: Vec::new(),
+        })
+    }
+
+    /// Its connections, in the order of their clients. Their IDs name worker 0, the client's number as slot,
+    /// and generation 0.
+    pub fn into_connections(self) -> Vec<Connection> {
+        self.connections
     }
 
     /// Receives frame number `n` of `frames` and its datagrams; returns the number of the latter.
@@ -206,46 +268,77 @@ impl Floor {
         datagrams
     }
 
+    /// Queues `payload` for `client`. `false`: there is no room for it.
+    #[inline]
+    pub fn queue(&mut self, client: u32, payload: &Rc<[u8]>) -> bool {
+        self.connections[client as usize].dgram_send_buf(Payload::Shared(payload.clone())).is_ok()
+    }
+
     /// Sends what the connection of `client` has; returns the number of packets.
     #[inline]
-    pub fn send(&mut self, client: u32, packet: &mut [u8]) -> u64 {
+    pub fn send(&mut self, client: u32) -> u64 {
         let mut packets = 0;
-        while let Ok((len, _)) = self.connections[client as usize].send(packet) {
-            std::hint::black_box(&packet[..len]);
+        loop {
+            let room = &mut self.tx.buffer()[MAX_HEADERS..MAX_HEADERS + MAX_TX_PAYLOAD];
+            let Ok((len, _)) = self.connections[client as usize].send(room) else { return packets };
+            self.tx.sent(Some(client), len);
             packets += 1;
         }
-        packets
+    }
+
+    /// Appends the packets sent since the last call to `replies`.
+    pub fn take_sent(&mut self, replies: &mut Vec<(u32, Vec<u8>)>) {
+        self.tx.take(replies);
+    }
+
+    /// From here on nobody listens.
+    pub fn swallow(&mut self) {
+        self.tx.swallow();
+    }
+
+    /// A connection for a client that has none yet.
+    fn accept(&mut self, client: u32) {
+        let id = self.codec.encode(&Route { worker: 0, slot: client, generation: 0, serial: 0 });
+        let id = ConnectionId::from_ref(&id);
+        let config = &mut self.config;
+        self.connections.extend(quiche::accept_with_buf_factory(
+            &id,
+            None,
+            server(),
+            address(client),
+            config,
+        ));
     }
 }
 
 impl Server for Floor {
-    fn exchange(&mut self, frames: &mut Frames, replies: &mut Vec<(u32, Vec<u8>)>) {
-        let mut clients = Vec::new();
+    fn load(&mut self, frames: &mut Frames) {
+        std::mem::swap(&mut self.frames, frames);
+    }
+
+    fn serve(&mut self) {
+        let mut frames = std::mem::take(&mut self.frames);
         for n in 0..frames.len() {
             let Some((client, packet)) = frames.packet_mut(n) else { break };
             if client as usize == self.connections.len() {
-                let mut id = [0; cid::LEN];
-                id[1..5].copy_from_slice(&client.to_le_bytes());
-                let id = ConnectionId::from_ref(&id);
-                let accepted =
-                    quiche::accept_with_buf_factory(&id, None, server(), address(client), &mut self.config);
-                self.connections.extend(accepted);
+                self.accept(client);
             }
             let Some(quic) = self.connections.get_mut(client as usize) else { continue };
             // What goes wrong here shows as a client that is not connected.
             let _ = quic.recv(packet, RecvInfo { from: address(client), to: server() });
-            let mut sink = [0; 1024];
-            for stream in quic.readable() {
-                while quic.stream_recv(stream, &mut sink).is_ok() {}
-            }
-            clients.push(client);
-        }
-        let mut packet = [0; 1500];
-        clients.dedup();
-        for client in clients {
-            while let Ok((len, _)) = self.connections[client as usize].send(&mut packet) {
-                replies.push((client, packet[..len].to_vec()));
+            if self.heard.last() != Some(&client) {
+                self.heard.push(client);
             }
         }
+        let mut heard = std::mem::take(&mut self.heard);
+        for client in heard.drain(..) {
+            self.send(client);
+        }
+        (self.heard, self.frames) = (heard, frames);
+    }
+
+    fn collect(&mut self, frames: &mut Frames, replies: &mut Vec<(u32, Vec<u8>)>) {
+        std::mem::swap(&mut self.frames, frames);
+        self.take_sent(replies);
     }
 }

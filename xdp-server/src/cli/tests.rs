@@ -341,6 +341,31 @@ fn metrics_are_at_the_usual_address_elsewhere_or_off() {
 }
 
 #[test]
+fn the_benchmark_has_options_of_its_own_behind_its_name() {
+    let bench = |flags: &[&str]| match command(flags, &[("XDP_SERVER_QUEUES", "3")], None) {
+        Ok(Command::Bench(settings)) => Ok(settings),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err((error.exit_status(), error.to_string())),
+    };
+    let usual = bench(&["bench"]).unwrap();
+    assert_eq!((usual.connections.as_slice(), usual.only), (&[100, 1000, 10_000][..], None));
+    let asked = bench(&["bench", "--connections", "7,8", "--full", "--only=message", "--json"]).unwrap();
+    assert_eq!((asked.connections.as_slice(), asked.json), (&[7, 8, 60_000][..], true));
+    assert_eq!(asked.only, Some(crate::bench::Case::Message));
+    for (flags, said) in [
+        (&["bench", "--connections", "0"][..], "1..=65536"),
+        (&["bench", "--only", "lunch"], "possible values: message, stages, broadcast"),
+        (&["bench", "--iface", "eth0"], "--iface"),
+        (&["--json", "bench"], "`bench` comes first"),
+    ] {
+        let (status, text) = bench(flags).unwrap_err();
+        assert_eq!(status, EXIT_USAGE);
+        assert!(text.contains(said), "{flags:?}: {text}");
+    }
+    assert_eq!(bench(&["bench", "--help"]).unwrap_err().0, 0);
+}
+
+#[test]
 fn help_and_version_are_no_failures_and_help_is_complete() {
     for flag in ["--help", "-h", "--version"] {
         assert_eq!(settings(&[flag], &[], None).unwrap_err().exit_status(), 0, "{flag}");
@@ -355,6 +380,7 @@ fn help_and_version_are_no_failures_and_help_is_complete() {
         "Exit status:",
         "Examples:",
         "doctor",
+        "bench",
     ] {
         assert!(help.contains(text), "{text} is missing in\n{help}");
     }

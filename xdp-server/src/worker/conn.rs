@@ -191,6 +191,34 @@ pub struct Conn {
     pub since: Instant,
 }
 
+impl Conn {
+    /// A connection that was accepted along `path`; `initial` is the client's first destination ID, if it is in
+    /// the table.
+    pub fn new(
+        quic: Connection,
+        session: Session,
+        path: &Path,
+        life: Life,
+        initial: Option<InitialId>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            quic,
+            session,
+            paths: Paths::new(path),
+            life,
+            acks: AckClock::default(),
+            queued: false,
+            subscriber: None,
+            next_serial: 1,
+            probing: false,
+            retired_ids: false,
+            initial,
+            since: now,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! From a packet to its connection: routing by connection ID, accepting, refusing, resetting.
 
-use super::conn::{AckClock, Conn, HOT_LINES, Life, Owed, Paths};
+use super::conn::{Conn, HOT_LINES, Life, Owed};
 use super::regime::Regime;
 use super::{Core, REFUSAL_SLOTS, Stateless};
 use crate::link::{Phase, Stray};
@@ -204,20 +204,8 @@ impl Core {
             let mut quic =
                 quiche::accept_with_buf_factory(&scid, None, path.local, path.peer, config).ok()?;
             tls::free_settings_after_handshake(&mut quic);
-            Some(Conn {
-                quic,
-                session: Session::new(slot, generation, ctx, now),
-                paths: Paths::new(path),
-                life: if full { Life::Refused } else { Life::Handshake },
-                acks: AckClock::default(),
-                queued: false,
-                subscriber: None,
-                next_serial: 1,
-                probing: false,
-                retired_ids: false,
-                initial: Some(id),
-                since: now,
-            })
+            let life = if full { Life::Refused } else { Life::Handshake };
+            Some(Conn::new(quic, Session::new(slot, generation, ctx, now), path, life, Some(id), now))
         });
         let Some(slot) = slot else {
             self.ctx.stats.drop_full += 1;

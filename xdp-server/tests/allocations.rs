@@ -1,0 +1,89 @@
+//! No allocation for a message: what the worker allocates in steady state is what quiche does, and nothing of
+//! its own. An own test program, for its allocator counts.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use xdp_server::bench::Progress;
+use xdp_server::bench::message::Messages;
+use xdp_server::bench::rig::Identities;
+
+/// Counts this thread's allocations, by Rust code: BoringSSL's are quiche's, and not on this path.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    ALLOCATIONS.with(|allocations| allocations.set(allocations.get() + 1));
+}
+
+// SAFETY: everything is passed on to the system's allocator as it came; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise is the one that is asked for here.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        // SAFETY: as above, and `place` came from `System`.
+        unsafe { System.dealloc(place, layout) }
+    }
+
+    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.realloc(place, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations that `what` makes.
+fn allocations(what: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.get();
+    what();
+    ALLOCATIONS.get() - before
+}
+
+const CONNECTIONS: u32 = 50;
+const ROUND: usize = 4000;
+
+/// Rounds that come before: queues that grow with use have grown.
+const WARM_UP: usize = 2;
+
+#[test]
+fn the_worker_allocates_nothing_for_a_message() {
+    let identities = Identities::new().unwrap();
+    let rounds = (WARM_UP + 1, ROUND);
+    // So fast that every acknowledgement is an eighth packet's, none a timer's.
+    let rate = 100_000_000;
+    let mut messages = Messages::new(&identities, CONNECTIONS, rounds, rate, &Progress::default()).unwrap();
+    let everybody: Vec<u32> = (0..CONNECTIONS).collect();
+    for _ in 0..WARM_UP {
+        messages.worker();
+        messages.rig().apply();
+        messages.floor();
+        messages.acknowledge(&everybody);
+    }
+    let sent_before = messages.rig().stats().tx_packets;
+    let worker = allocations(|| messages.worker());
+    let worker_acks = messages.rig().stats().tx_packets - sent_before;
+    let receiving = allocations(|| {
+        messages.floor();
+    });
+    let mut acks = 0;
+    let acknowledging = allocations(|| acks = messages.acknowledge(&everybody));
+    messages.check().unwrap();
+
+    assert_eq!(acks, u64::from(CONNECTIONS), "QUIC alone acknowledges what it received of each client");
+    let quiche = receiving + acknowledging.div_ceil(acks) * worker_acks;
+    println!(
+        "{ROUND} messages, {worker_acks} acknowledgements: the worker made {worker} allocations; quiche alone \
+         {receiving} to receive as many, and {acknowledging} to acknowledge {acks} times: {quiche}"
+    );
+    assert!(worker_acks >= (ROUND / 8) as u64 - u64::from(CONNECTIONS), "{worker_acks} acknowledgements");
+    assert!(worker <= quiche, "the worker made {} allocations of its own", worker.saturating_sub(quiche));
+}
