@@ -22,9 +22,10 @@ const PER_TURN: usize = 4;
 /// clients that connected at once half gave up); more let a flood take more memory.
 const WAITING: usize = 4096;
 
-/// An Initial that waited for longer is dropped: half of what a handshake may take here, and many clients give
-/// up after 10 to 15 s. Longer, and a worker that cannot keep up makes nothing but connections whose clients
-/// have gone. Shorter drops those of clients that still wait: with 1 s, 3% of 5,000 that came in 5 s failed.
+/// An Initial that waited for longer is dropped: half of what a handshake may take here, and many clients
+/// give up after 10 to 15 s. Longer, and a worker that cannot keep up makes nothing but connections whose
+/// clients have gone. Shorter drops those of clients that still wait: with 1 s, 3% of 5,000 that came within
+/// 5 s failed.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// The Initials that wait, oldest first, and when they came. A stray's copy is what is needed here, too:
