@@ -131,8 +131,8 @@ impl QuicSettings {
         // few.
         config.enable_pacing(false);
         config.set_active_connection_id_limit(PATHS);
-        // BBR's state is 3.3 KB a connection smaller than CUBIC's (it is quiche's newer loss recovery, which gives
-        // back what the handshake's packet number spaces took), at the same cost for each packet.
+        // BBR's state is 3.3 KB a connection smaller than CUBIC's (it is quiche's newer loss recovery, which
+        // gives back what the handshake's packet number spaces took), at the same cost for each packet.
         config.set_cc_algorithm(quiche::CongestionControlAlgorithm::Bbr2Gcongestion);
         Ok(WorkerQuic { config, ack_delay: ACK_DELAY })
     }

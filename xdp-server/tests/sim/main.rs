@@ -549,7 +549,7 @@ fn newcomers_that_waited_for_too_long_come_in_by_their_repetition() {
         world.clients[stranger].step();
     }
     world.workers[0].turn(Instant::now(), &mut |_| false);
-    std::thread::sleep(Duration::from_millis(1050));
+    std::thread::sleep(Duration::from_millis(5050));
     let stats = world.stats();
     assert!(stats.handshakes_started <= 4 && stats.drop_newcomers >= 6, "{stats:#?}");
     world.until("everybody", |world| world.clients.iter().all(|client| client.welcome.is_some()));
