@@ -1,0 +1,15 @@
+//! The client: very many quiche connections on one thread.
+//!
+//! - [`fleet`]: sockets, connections, the loop that keeps them alive
+//! - [`prepare`]: encrypted packets, made ahead
+//! - [`blast`]: sending them, as fast as can be or at a rate, and what the server made of it
+//! - [`search`]: the highest rate without loss
+//! - [`watch`]: many subscribers and what they get in each tick
+//! - [`handshakes`]: connecting and leaving, over and over
+
+pub mod blast;
+pub mod fleet;
+pub mod handshakes;
+pub mod prepare;
+pub mod search;
+pub mod watch;
