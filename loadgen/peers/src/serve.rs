@@ -49,6 +49,10 @@ pub struct Options {
     #[arg(long, value_name = "MS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(5..=1000))]
     pub tick_ms: u64,
 
+    /// Bytes of the socket's receive and send buffer, each
+    #[arg(long, value_name = "BYTES", default_value_t = SOCKET_BUFFER)]
+    pub socket_buffer: usize,
+
     /// Seconds after which to end [default: run until SIGTERM or Ctrl-C]
     #[arg(long, value_name = "SECONDS")]
     pub duration: Option<u64>,
@@ -74,7 +78,7 @@ impl Options {
     /// The address is not this host's, or taken.
     pub fn socket(&self) -> Result<Socket> {
         let socket = Socket::new(Domain::for_address(self.listen), Type::DGRAM, Some(Protocol::UDP))?;
-        set_buffers(&socket, SOCKET_BUFFER)?;
+        set_buffers(&socket, self.socket_buffer)?;
         socket.set_nonblocking(true)?;
         socket.bind(&self.listen.into()).with_context(|| format!("cannot serve on {}", self.listen))?;
         Ok(socket)

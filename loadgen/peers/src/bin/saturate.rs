@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{ArgGroup, Parser};
-use peers::client::blast::{Auditor, Sender};
+use peers::client::blast::{Auditor, Cores, Outcome, Sender};
 use peers::client::fleet::{Fleet, Role, Settings};
 use peers::client::prepare::{Preparer, Via};
 use peers::client::search::{self, Search};
 use peers::client::{handshakes, watch};
 use peers::serve::{pin, stop_flag};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -54,8 +54,8 @@ struct Options {
     #[arg(long, value_name = "PACKETS/S", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
 
-    /// Packets to prepare for each second of sending as fast as can be, and the highest rate that --search
-    /// tries. 128 bytes each, and some 300 in quiche
+    /// Packets to prepare for each second of sending as fast as can be; with --search, the highest rate short of
+    /// that. Each takes 128 bytes, and some 300 in quiche
     #[arg(long, value_name = "PACKETS/S", default_value_t = 1_200_000, value_parser = clap::value_parser!(u32).range(1..))]
     most: u32,
 
@@ -63,7 +63,7 @@ struct Options {
     #[arg(long, value_enum, default_value_t = Via::Packet)]
     via: Via,
 
-    /// Find the highest rate that the server takes without loss
+    /// Find the highest rate that the server takes without loss, and the most messages a second at any rate
     #[arg(long)]
     search: bool,
 
@@ -90,6 +90,10 @@ struct Options {
     /// CPU to run on [default: the kernel chooses]
     #[arg(long, value_name = "N")]
     cpu: Option<usize>,
+
+    /// CPU of the server, where it is on this machine: tells how that CPU spent the time
+    #[arg(long, value_name = "N")]
+    server_cpu: Option<usize>,
 
     /// Print one JSON object instead of text
     #[arg(long)]
@@ -153,7 +157,8 @@ fn run(options: &Options, stop: &Arc<AtomicBool>) -> Result<Value> {
     auditor.wait(Duration::from_millis(300))?;
     fleet.drain()?;
     let mut preparer = Preparer::new(&fleet, options.via)?;
-    let mut sender = Sender::new(&preparer, stop.clone())?;
+    let cores = Cores { server: options.server_cpu, client: options.cpu };
+    let mut sender = Sender::new(&preparer, cores, stop.clone())?;
     if options.search {
         let plan = search::Plan {
             first: options.rate.unwrap_or(50_000).into(),
@@ -167,24 +172,21 @@ fn run(options: &Options, stop: &Arc<AtomicBool>) -> Result<Value> {
             sender: &mut sender,
             auditor: &mut auditor,
         };
-        let found = search.run(plan, |asked, sent, loss| {
-            eprintln!("saturate: {asked:.0}/s asked for, {sent:.0}/s sent, {:.3}% lost", loss * 100.0);
-        })?;
+        let found = search.run(plan, say)?;
         return Ok(found.json());
     }
     let packets = (f64::from(options.rate.unwrap_or(options.most)) * options.seconds.as_secs_f64()) as usize;
     let mut counter = Progress::new("packets prepared", packets);
     let prepared = preparer.prepare(&mut fleet, packets.max(1), |ready| counter.at(ready))?;
-    let before = auditor.settled()?;
-    eprintln!("saturate: sending");
-    let sent = sender.blast(&fleet, &prepared, options.rate.map(f64::from), options.seconds * 2)?;
-    let after = auditor.settled()?;
-    let mut report = sent.json();
-    report["connections"] = count.into();
-    report["applied"] = (after.applied - before.applied).into();
-    report["rejected"] = (after.rejected - before.rejected).into();
-    report["loss"] = json!(1.0 - (after.applied - before.applied) as f64 / sent.sent.max(1) as f64);
-    Ok(report)
+    let rate = options.rate.map(f64::from);
+    let outcome = sender.measure(&fleet, &prepared, rate, options.seconds, &mut auditor)?;
+    Ok(outcome.json())
+}
+
+/// Tells how an attempt went.
+fn say(outcome: &Outcome) {
+    let (sent, applied, loss) = (outcome.sent.rate(), outcome.applied_per_s(), outcome.loss() * 100.0);
+    eprintln!("saturate: {sent:.0} packets/s sent, {applied:.0} messages/s applied, {loss:.3}% lost");
 }
 
 fn watch_canvas(options: &Options, settings: Settings, watchers: usize, stop: &Arc<AtomicBool>) -> Result<Value> {

@@ -15,6 +15,7 @@ use canvas::codec::control::{ClientFrame, ServerStats};
 use serde_json::{Value, json};
 use socket2::Socket;
 
+use super::cores::{CoreTime, Shares};
 use super::fleet::{Event, Fleet, Role, Settings};
 use super::prepare::{Prepared, Preparer};
 use crate::packet::PacketSocket;
@@ -23,11 +24,17 @@ use crate::udp::{BATCH, send_all, zeroed_headers, zeroed_iovecs};
 /// Packets sent at once at a given rate. veth's ring has 256 places: a burst is to take a part of it only.
 const PACED_BURST: usize = 16;
 
-/// Time between two looks at the server's count after a blast: longer than a tick, which xdp-server counts by.
-const SETTLE: Duration = Duration::from_millis(150);
+/// Time between two looks at the server's count after a blast.
+const LOOK: Duration = Duration::from_millis(10);
 
-/// Looks until the server has settled; it may have a socket buffer full of packets to work off.
-const SETTLE_LOOKS: usize = 200;
+/// Time without a change after which the server has settled: some ticks, which xdp-server counts by.
+const SETTLED: Duration = Duration::from_millis(200);
+
+/// Seconds that a server which keeps up may go on for after the last packet: a wake-up and a batch or two.
+const BACKLOG: f64 = 0.05;
+
+/// Time that the server may take to settle: it may have a socket buffer full of packets to work off.
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// What was sent.
 #[derive(Clone, Copy, Debug)]
@@ -48,14 +55,57 @@ impl Blasted {
         self.sent as f64 / self.elapsed.max(1e-9)
     }
 
+}
+
+/// What was sent, and what the server made of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// What was sent.
+    pub sent: Blasted,
+    /// Pixels that the server applied, which is one for each packet.
+    pub applied: u64,
+    /// Pixels that it rejected.
+    pub rejected: u64,
+    /// Seconds from the first packet until the server had worked off the last: a socket's buffer may hold
+    /// many when the sending ends.
+    pub busy: f64,
+    /// How the server's core spent the time, if it is on this machine and known.
+    pub server_core: Option<Shares>,
+    /// How our core spent it, if it is known.
+    pub client_core: Option<Shares>,
+}
+
+impl Outcome {
+    /// Messages a second that the server dealt with.
+    pub fn applied_per_s(&self) -> f64 {
+        self.applied as f64 / self.busy.max(1e-9)
+    }
+
+    /// Share of the packets, 0 to 1, that the server did not apply.
+    pub fn loss(&self) -> f64 {
+        1.0 - self.applied as f64 / self.sent.sent.max(1) as f64
+    }
+
+    /// True unless the server had a backlog at the end: a rate that only its buffers can take is too high.
+    pub fn kept_up(&self) -> bool {
+        self.busy - self.sent.elapsed <= BACKLOG
+    }
+
     /// For machines.
     pub fn json(&self) -> Value {
         json!({
-            "packets_sent": self.sent,
-            "packets_refused": self.refused,
-            "packets_per_s": self.rate().round(),
-            "started_unix": self.started,
-            "elapsed_s": self.elapsed,
+            "messages_per_s": self.applied_per_s().round(),
+            "packets_per_s": self.sent.rate().round(),
+            "packets_sent": self.sent.sent,
+            "packets_refused": self.sent.refused,
+            "applied": self.applied,
+            "rejected": self.rejected,
+            "loss": self.loss(),
+            "started_unix": self.sent.started,
+            "elapsed_s": self.sent.elapsed,
+            "busy_s": self.busy,
+            "server_core": self.server_core.as_ref().map(Shares::json),
+            "client_core": self.client_core.as_ref().map(Shares::json),
         })
     }
 }
@@ -66,7 +116,24 @@ pub struct Sender {
     frames: Option<PacketSocket>,
     headers: Box<[libc::mmsghdr]>,
     iovecs: Box<[libc::iovec]>,
+    cores: Cores,
     stop: Arc<AtomicBool>,
+}
+
+/// CPUs whose time is looked at while packets are sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cores {
+    /// The server's.
+    pub server: Option<usize>,
+    /// Ours.
+    pub client: Option<usize>,
+}
+
+impl Cores {
+    fn times(&self) -> Result<[Option<CoreTime>; 2]> {
+        let time = |cpu: Option<usize>| cpu.map(CoreTime::of).transpose();
+        Ok([time(self.server)?, time(self.client)?])
+    }
 }
 
 impl Sender {
@@ -74,9 +141,43 @@ impl Sender {
     ///
     /// # Errors
     /// Frames cannot be sent.
-    pub fn new(preparer: &Preparer, stop: Arc<AtomicBool>) -> Result<Self> {
+    pub fn new(preparer: &Preparer, cores: Cores, stop: Arc<AtomicBool>) -> Result<Self> {
         let frames = preparer.link().map(PacketSocket::new).transpose()?;
-        Ok(Self { frames, headers: zeroed_headers(), iovecs: zeroed_iovecs(), stop })
+        Ok(Self { frames, headers: zeroed_headers(), iovecs: zeroed_iovecs(), cores, stop })
+    }
+
+    /// Sends `prepared` as [`Sender::blast`] does, for `window` or until all is sent, and asks `auditor` what
+    /// the server made of it.
+    ///
+    /// # Errors
+    /// The server could not be asked, or as [`Sender::blast`].
+    pub fn measure(
+        &mut self,
+        fleet: &Fleet,
+        prepared: &Prepared,
+        rate: Option<f64>,
+        window: Duration,
+        auditor: &mut Auditor,
+    ) -> Result<Outcome> {
+        let (before, _) = auditor.settled()?;
+        let cores = self.cores.times()?;
+        let start = Instant::now();
+        // A paced blast that falls behind sends all of it, later.
+        let sent = self.blast(fleet, prepared, rate, if rate.is_some() { window * 2 } else { window })?;
+        // Before the server has come to rest: a backlog is worked off as the packets were.
+        let [server_core, client_core] = self.cores.times()?;
+        let shares = |now: Option<CoreTime>, before: Option<CoreTime>| Some(now?.since(&before?));
+        let (after, last_change) = auditor.settled()?;
+        // The server's count is up to a tick old.
+        let busy = (last_change.saturating_duration_since(start)).saturating_sub(auditor.tick()).as_secs_f64();
+        Ok(Outcome {
+            sent,
+            applied: after.applied - before.applied,
+            rejected: after.rejected - before.rejected,
+            busy: busy.max(sent.elapsed),
+            server_core: shares(server_core, cores[0]),
+            client_core: shares(client_core, cores[1]),
+        })
     }
 
     /// Sends `prepared`, at `rate` packets a second or as fast as can be, until none is left or `window` is
@@ -219,20 +320,28 @@ impl Auditor {
         Ok(())
     }
 
-    /// The server's figures when they change no more.
+    /// The server's figures when they change no more, and when they last changed (if they did).
     ///
     /// # Errors
     /// They go on changing.
-    pub fn settled(&mut self) -> Result<ServerStats> {
-        let mut last = self.stats()?;
-        for _ in 0..SETTLE_LOOKS {
-            self.wait(SETTLE)?;
+    pub fn settled(&mut self) -> Result<(ServerStats, Instant)> {
+        let start = Instant::now();
+        let (mut last, mut changed) = (self.stats()?, Instant::now());
+        while changed.elapsed() < SETTLED {
+            self.wait(LOOK)?;
             let now = self.stats()?;
-            if (now.applied, now.rejected) == (last.applied, last.rejected) {
-                return Ok(now);
+            if (now.applied, now.rejected) != (last.applied, last.rejected) {
+                (last, changed) = (now, Instant::now());
             }
-            last = now;
+            if start.elapsed() > SETTLE_LIMIT {
+                bail!("somebody else is painting: the server's count does not come to rest");
+            }
         }
-        bail!("somebody else is painting: the server's count does not come to rest")
+        Ok((last, changed))
+    }
+
+    /// Time between two of the server's ticks.
+    pub fn tick(&self) -> Duration {
+        self.0.tick
     }
 }

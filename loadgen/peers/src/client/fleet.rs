@@ -103,6 +103,8 @@ pub struct Fleet {
     pub clients: Vec<Client>,
     /// What WELCOME said; the same for all.
     pub shape: Option<(Geometry, u16)>,
+    /// Time between two of the server's ticks; zero before the first WELCOME.
+    pub tick: Duration,
     sockets: Vec<Socket>,
     locals: Vec<SocketAddr>,
     target: SocketAddr,
@@ -140,6 +142,7 @@ impl Fleet {
         Ok(Self {
             clients: Vec::new(),
             shape: None,
+            tick: Duration::ZERO,
             sockets,
             locals,
             target,
@@ -311,6 +314,7 @@ impl Fleet {
             match frame {
                 Decoded::Frame(ServerFrame::Welcome(welcome)) => {
                     client.welcomed = true;
+                    self.tick = Duration::from_millis(welcome.tick_ms.into());
                     self.shape = Some((welcome.geometry()?, welcome.palette.len() as u16));
                     on_event(index, Event::Welcome);
                 }

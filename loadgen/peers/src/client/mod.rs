@@ -3,11 +3,13 @@
 //! - [`fleet`]: sockets, connections, the loop that keeps them alive
 //! - [`prepare`]: encrypted packets, made ahead
 //! - [`blast`]: sending them, as fast as can be or at a rate, and what the server made of it
-//! - [`search`]: the highest rate without loss
+//! - [`search`]: the highest rate without loss, and the most messages a second at any
+//! - [`cores`]: how the CPUs of both sides spent the time
 //! - [`watch`]: many subscribers and what they get in each tick
 //! - [`handshakes`]: connecting and leaving, over and over
 
 pub mod blast;
+pub mod cores;
 pub mod fleet;
 pub mod handshakes;
 pub mod prepare;

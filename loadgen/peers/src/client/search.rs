@@ -1,34 +1,33 @@
-//! The highest rate that a server takes without loss.
+//! What a server takes at which rate: the highest without loss, the most at any, and what is left in overload.
 //!
-//! From a low rate upwards by a factor until packets are lost, then halfway between the best that passed and
-//! the least that failed. Each step sends for a while at an even rate, and compares what was sent with what
-//! the server applied. A rate that fails gets a second chance: on a virtual machine a core may be taken away
-//! for longer than any ring can hold.
+//! First upwards: rates that grow by a factor, up to the sender's own limit, and at last as fast as can be.
+//! A server on a socket can do less in overload than below it, as the kernel receives packets only to drop
+//! them; so the most messages a second at any rate is a figure of its own. Then halfway between the best rate
+//! without loss and the least with. Each step sends for a while at an even rate, and compares what was sent
+//! with what the server applied. A rate that fails gets a second chance: on a virtual machine a core may be
+//! taken away for longer than any ring can hold.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::blast::{Auditor, Sender};
+use super::blast::{Auditor, Outcome, Sender};
 use super::fleet::Fleet;
 use super::prepare::Preparer;
 
-/// Factor between two rates while nothing is lost.
+/// Factor between two rates on the way up.
 const GROWTH: f64 = 1.5;
 
-/// Halvings after that: the rate is then known to within 1.5^(1/16), 3%.
+/// Halvings after that: the rate without loss is then known to within 1.5^(1/16), 3%.
 const HALVINGS: usize = 4;
-
-/// Attempts at each rate.
-const ATTEMPTS: usize = 2;
 
 /// How to search.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// Packets a second to begin with.
     pub first: f64,
-    /// Packets a second beyond which nobody looks: the sender's own limit.
+    /// Packets a second to end with.
     pub most: f64,
     /// Time to send at each rate.
     pub step: Duration,
@@ -37,27 +36,35 @@ pub struct Plan {
 }
 
 /// What was found.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Found {
-    /// Packets a second, measured: the highest rate that passed; 0 if none did.
-    pub rate: f64,
-    /// Share of packets lost at it.
-    pub loss: f64,
-    /// Rates tried.
-    pub steps: usize,
-    /// True if the sender, not the server, was the limit.
-    pub sender_limited: bool,
+    /// The highest rate without loss, if there was one.
+    pub lossless: Option<Outcome>,
+    /// The most messages a second at any rate.
+    pub most: Option<Outcome>,
+    /// As fast as can be.
+    pub overload: Option<Outcome>,
+    /// Everything that was tried.
+    pub attempts: Vec<Outcome>,
 }
 
 impl Found {
     /// For machines.
     pub fn json(&self) -> Value {
+        let one = |outcome: &Option<Outcome>| outcome.as_ref().map(Outcome::json);
         json!({
-            "lossless_per_s": self.rate.round(),
-            "loss_at_it": self.loss,
-            "steps": self.steps,
-            "sender_limited": self.sender_limited,
+            "lossless": one(&self.lossless),
+            "most": one(&self.most),
+            "overload": one(&self.overload),
+            "attempts": self.attempts.iter().map(Outcome::json).collect::<Vec<_>>(),
         })
+    }
+
+    fn note(&mut self, outcome: Outcome) {
+        if self.most.is_none_or(|most| outcome.applied_per_s() > most.applied_per_s()) {
+            self.most = Some(outcome);
+        }
+        self.attempts.push(outcome);
     }
 }
 
@@ -74,59 +81,64 @@ pub struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Searches. `progress` hears of each attempt: the rate asked for, the rate measured, the share lost.
+    /// Searches. `progress` hears of each attempt.
     ///
     /// # Errors
     /// Something other than loss.
-    pub fn run(&mut self, plan: Plan, mut progress: impl FnMut(f64, f64, f64)) -> Result<Found> {
+    pub fn run(&mut self, plan: Plan, mut progress: impl FnMut(&Outcome)) -> Result<Found> {
         let mut found = Found::default();
         let (mut rate, mut failed) = (plan.first, None);
-        let mut halvings = 0;
-        while halvings < HALVINGS {
-            found.steps += 1;
-            let passed = self.passes(rate, plan, &mut progress)?;
-            match passed {
-                Some((measured, loss)) => {
-                    (found.rate, found.loss) = (measured, loss);
-                    if rate >= plan.most || measured < 0.95 * rate {
-                        found.sender_limited = true;
-                        break;
-                    }
-                }
-                None => failed = Some(rate),
+        while rate <= plan.most {
+            let chances = if failed.is_none() { 2 } else { 1 };
+            if !self.passes(rate, chances, plan, &mut found, &mut progress)? {
+                failed.get_or_insert(rate);
             }
-            rate = match failed {
-                None => (rate * GROWTH).min(plan.most),
-                Some(failed) => {
-                    halvings += 1;
-                    // Below the first rate there may be anything, down to nothing.
-                    let best = if found.rate > 0.0 { found.rate } else { failed / GROWTH / GROWTH };
-                    (best * failed).sqrt()
+            rate *= GROWTH;
+        }
+        let overload = self.attempt(None, plan)?;
+        progress(&overload);
+        found.overload = Some(overload);
+        found.note(overload);
+        if let Some(mut failed) = failed {
+            for _ in 0..HALVINGS {
+                // Below the first rate there may be anything, down to nothing.
+                let best = found.lossless.map_or(failed / GROWTH / GROWTH, |best| best.sent.rate());
+                let between = (best * failed).sqrt();
+                if !self.passes(between, 2, plan, &mut found, &mut progress)? {
+                    failed = between;
                 }
-            };
+            }
         }
         Ok(found)
     }
 
-    /// Tries one rate. Returns the rate measured and the share lost, if that was little enough.
+    /// Tries a rate up to so many times, until nothing is lost.
     fn passes(
         &mut self,
         rate: f64,
+        chances: usize,
         plan: Plan,
-        progress: &mut impl FnMut(f64, f64, f64),
-    ) -> Result<Option<(f64, f64)>> {
-        for _ in 0..ATTEMPTS {
-            let count = (rate * plan.step.as_secs_f64()).ceil() as usize;
-            let prepared = self.preparer.prepare(self.fleet, count.max(1), |_| {})?;
-            let before = self.auditor.settled()?.applied;
-            let sent = self.sender.blast(self.fleet, &prepared, Some(rate), plan.step * 2)?;
-            let applied = self.auditor.settled()?.applied - before;
-            let loss = 1.0 - applied as f64 / sent.sent as f64;
-            progress(rate, sent.rate(), loss);
-            if loss <= plan.loss {
-                return Ok(Some((sent.rate(), loss)));
+        found: &mut Found,
+        progress: &mut impl FnMut(&Outcome),
+    ) -> Result<bool> {
+        for _ in 0..chances {
+            let outcome = self.attempt(Some(rate), plan)?;
+            progress(&outcome);
+            found.note(outcome);
+            if outcome.loss() <= plan.loss && outcome.kept_up() {
+                if found.lossless.is_none_or(|best| outcome.sent.rate() > best.sent.rate()) {
+                    found.lossless = Some(outcome);
+                }
+                return Ok(true);
             }
         }
-        Ok(None)
+        Ok(false)
+    }
+
+    /// One blast, at `rate` or as fast as can be.
+    fn attempt(&mut self, rate: Option<f64>, plan: Plan) -> Result<Outcome> {
+        let count = (rate.unwrap_or(plan.most * GROWTH) * plan.step.as_secs_f64()).ceil() as usize;
+        let prepared = self.preparer.prepare(self.fleet, count.max(1), |_| {})?;
+        self.sender.measure(self.fleet, &prepared, rate, plan.step, self.auditor)
     }
 }
