@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsRawFd, BorrowedFd, AsFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use anyhow::{Context, Result, bail};
 use nix::ifaddrs::getifaddrs;
@@ -42,7 +42,8 @@ impl Link {
         let holds = |address: &nix::ifaddrs::InterfaceAddress| {
             address.address.as_ref().and_then(|a| a.as_sockaddr_in()).is_some_and(|a| a.ip() == local)
         };
-        let name = getifaddrs()?.find(holds).with_context(|| format!("no interface has {local}"))?.interface_name;
+        let name =
+            getifaddrs()?.find(holds).with_context(|| format!("no interface has {local}"))?.interface_name;
         let path = format!("/sys/class/net/{name}/address");
         let own = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         let source = mac(own.trim()).with_context(|| format!("{name} has no MAC address"))?;

@@ -18,7 +18,9 @@ use anyhow::Result;
 use bytes::Bytes;
 use canvas::codes::{ALPN, CloseCode};
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Connection, Endpoint, EndpointConfig, IdleTimeout, RecvStream, SendStream, TokioRuntime, VarInt};
+use quinn::{
+    Connection, Endpoint, EndpointConfig, IdleTimeout, RecvStream, SendStream, TokioRuntime, VarInt,
+};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::task::LocalSet;
 use tokio::time::MissedTickBehavior;

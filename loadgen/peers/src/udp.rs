@@ -201,10 +201,8 @@ impl TxBatch {
         let count = self.messages.len();
         for (index, message) in self.messages.iter().enumerate() {
             let length = message.end - message.start;
-            self.iovecs[index] = libc::iovec {
-                iov_base: self.bytes[message.start..].as_mut_ptr().cast(),
-                iov_len: length,
-            };
+            self.iovecs[index] =
+                libc::iovec { iov_base: self.bytes[message.start..].as_mut_ptr().cast(), iov_len: length };
             let header = &mut self.headers[index].msg_hdr;
             (header.msg_name, header.msg_namelen) = match &message.to {
                 Some(to) => (to.as_ptr().cast_mut().cast(), to.len()),

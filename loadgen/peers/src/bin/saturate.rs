@@ -166,12 +166,8 @@ fn run(options: &Options, stop: &Arc<AtomicBool>) -> Result<Value> {
             step: options.seconds,
             loss: options.loss / 100.0,
         };
-        let mut search = Search {
-            fleet: &mut fleet,
-            preparer: &mut preparer,
-            sender: &mut sender,
-            auditor: &mut auditor,
-        };
+        let mut search =
+            Search { fleet: &mut fleet, preparer: &mut preparer, sender: &mut sender, auditor: &mut auditor };
         let found = search.run(plan, say)?;
         return Ok(found.json());
     }
@@ -189,13 +185,23 @@ fn say(outcome: &Outcome) {
     eprintln!("saturate: {sent:.0} packets/s sent, {applied:.0} messages/s applied, {loss:.3}% lost");
 }
 
-fn watch_canvas(options: &Options, settings: Settings, watchers: usize, stop: &Arc<AtomicBool>) -> Result<Value> {
+fn watch_canvas(
+    options: &Options,
+    settings: Settings,
+    watchers: usize,
+    stop: &Arc<AtomicBool>,
+) -> Result<Value> {
     let mut fleet = Fleet::new(Settings { window: 1000, ..settings }, stop.clone())?;
     let plan = watch::Plan { watchers, pixels: options.pixels, window: options.seconds };
     let mut counter = Progress::new("connected", watchers + 1);
-    let watched = watch::watch(&mut fleet, plan, |ready| counter.at(ready), |datagrams| {
-        eprintln!("saturate: {datagrams} diffs");
-    })?;
+    let watched = watch::watch(
+        &mut fleet,
+        plan,
+        |ready| counter.at(ready),
+        |datagrams| {
+            eprintln!("saturate: {datagrams} diffs");
+        },
+    )?;
     Ok(watched.json())
 }
 
@@ -210,7 +216,10 @@ fn shake_hands(options: &Options, settings: Settings, stop: &Arc<AtomicBool>) ->
 /// The report as a table of two columns.
 fn table(report: &Value) -> String {
     let fields = report.as_object().into_iter().flatten();
-    fields.map(|(name, value)| format!("{:<22}{value}", name.replace('_', " "))).collect::<Vec<_>>().join("\n")
+    fields
+        .map(|(name, value)| format!("{:<22}{value}", name.replace('_', " ")))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Says how far something is, once a second at most.

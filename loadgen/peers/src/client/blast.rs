@@ -6,8 +6,8 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -54,7 +54,6 @@ impl Blasted {
     pub fn rate(&self) -> f64 {
         self.sent as f64 / self.elapsed.max(1e-9)
     }
-
 }
 
 /// What was sent, and what the server made of it.
@@ -169,7 +168,8 @@ impl Sender {
         let shares = |now: Option<CoreTime>, before: Option<CoreTime>| Some(now?.since(&before?));
         let (after, last_change) = auditor.settled()?;
         // The server's count is up to a tick old.
-        let busy = (last_change.saturating_duration_since(start)).saturating_sub(auditor.tick()).as_secs_f64();
+        let busy =
+            (last_change.saturating_duration_since(start)).saturating_sub(auditor.tick()).as_secs_f64();
         Ok(Outcome {
             sent,
             applied: after.applied - before.applied,
@@ -224,7 +224,13 @@ impl Sender {
 
     /// Sends up to `count` packets from `first` on, in one system call. Returns how many, and how many of
     /// them the kernel refused.
-    fn send(&mut self, sockets: &[Socket], prepared: &Prepared, first: usize, count: usize) -> (usize, usize) {
+    fn send(
+        &mut self,
+        sockets: &[Socket],
+        prepared: &Prepared,
+        first: usize,
+        count: usize,
+    ) -> (usize, usize) {
         let from = prepared.socket(first);
         let mut taken = 0;
         while taken < count && (self.frames.is_some() || prepared.socket(first + taken) == from) {

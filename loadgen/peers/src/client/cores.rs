@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn shares_are_of_the_right_core() {
-        let before = "cpu  1 1 1 1 1 1 1 1 0 0\ncpu1 100 0 100 1000 0 0 10 0 0 0\ncpu10 9 9 9 9 9 9 9 9 9 9\n";
+        let before =
+            "cpu  1 1 1 1 1 1 1 1 0 0\ncpu1 100 0 100 1000 0 0 10 0 0 0\ncpu10 9 9 9 9 9 9 9 9 9 9\n";
         let after = "cpu1 140 10 120 1010 10 5 15 0 0 0\n";
         let [before, after] = [before, after].map(|stat| CoreTime::parse(stat, 1).unwrap());
         let shares = after.since(&before);

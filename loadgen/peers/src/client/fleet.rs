@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use canvas::Geometry;
 use canvas::codec::control::{ClientFrame, Decoded, ServerFrame, ServerStats};
 use canvas::codes::{ALPN, CloseCode, HELLO_DIFFS, PROTOCOL_VERSION};
-use canvas::Geometry;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -184,8 +184,7 @@ impl Fleet {
         if let Some(session) = session {
             quic.set_session(session)?;
         }
-        let client =
-            Client { quic, socket, id, role, hello: false, welcomed: false, inbox: Vec::new() };
+        let client = Client { quic, socket, id, role, hello: false, welcomed: false, inbox: Vec::new() };
         if index == self.clients.len() {
             self.clients.push(client);
         } else {
@@ -214,7 +213,9 @@ impl Fleet {
                 self.start(index, role(index), None)?;
             }
             let before = ready;
-            self.pump(Instant::now() + TIMERS, |_, event| ready += usize::from(matches!(event, Event::Welcome)))?;
+            self.pump(Instant::now() + TIMERS, |_, event| {
+                ready += usize::from(matches!(event, Event::Welcome))
+            })?;
             if ready > before {
                 last = Instant::now();
                 progress(ready);
@@ -296,7 +297,10 @@ impl Fleet {
             if watches {
                 ClientFrame::View { x0: 0, y0: 0, x1: 0, y1: 0, kbit_per_s: 0 }.encode(&mut out);
             }
-            client.quic.stream_send(CONTROL_STREAM, &out, false).context("a new connection takes no HELLO")?;
+            client
+                .quic
+                .stream_send(CONTROL_STREAM, &out, false)
+                .context("a new connection takes no HELLO")?;
         }
         while let Ok(length) = client.quic.dgram_recv(&mut self.scratch) {
             on_event(index, Event::Datagram(&self.scratch[..length]));

@@ -117,7 +117,8 @@ impl Ledger {
         if !counting {
             return;
         }
-        let seen = self.ticks.entry(tick).or_insert(TickSeen { first: now, last: now, datagrams: 0, watchers: 0 });
+        let seen =
+            self.ticks.entry(tick).or_insert(TickSeen { first: now, last: now, datagrams: 0, watchers: 0 });
         seen.last = now;
         seen.datagrams += 1;
         if self.last_tick[watcher] != Some(tick) {

@@ -70,7 +70,8 @@ pub fn run(options: &Options) -> Result<()> {
             let until = server.next_timeout().map_or(next_tick, |at| at.min(next_tick));
             let wait = until.saturating_duration_since(Instant::now());
             // In whole milliseconds, rounded up: a tick that is late by one is a tick all the same.
-            let wait = EpollTimeout::try_from(wait + Duration::from_micros(999)).unwrap_or(EpollTimeout::ZERO);
+            let wait =
+                EpollTimeout::try_from(wait + Duration::from_micros(999)).unwrap_or(EpollTimeout::ZERO);
             match epoll.wait(&mut [EpollEvent::empty()], wait) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error).context("epoll"),

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use rand::RngCore;
-use rand::rngs::SmallRng;
 use rand::SeedableRng;
+use rand::rngs::SmallRng;
 use rustc_hash::FxBuildHasher;
 
 use super::conn::Conn;
@@ -134,7 +134,9 @@ impl Server {
             && at <= now
         {
             self.timers.pop();
-            let Some(conn) = self.conns[slot].as_mut().filter(|conn| conn.timer == Some(at)) else { continue };
+            let Some(conn) = self.conns[slot].as_mut().filter(|conn| conn.timer == Some(at)) else {
+                continue;
+            };
             conn.timer = None;
             // Timers are armed for the earliest time and left there when it moves: it may not be due.
             if conn.quic.timeout_instant().is_some_and(|due| due <= now) {
