@@ -4,28 +4,29 @@
 #   core 0, namespace                             core 1
 #   saturate --- xdppeers1 ============== xdppeers0 --- the server in turn, one worker
 #
-# Whose core does the kernel's receive work decides what is measured, and on veth it is by default the sender's.
-# Here it is the receiver's own, for both ends, and the result says where it was:
+# Whose core does the kernel's receive work decides what is measured, and on veth it is by default the
+# sender's. Here it is the receiver's own, for both ends, and the result says where it was:
 #
-#   native XDP      the server's NAPI, driven by a timer that is bound to the core where it first ran: deferred
-#                   "interrupts" (napi_defer_hard_irqs) that are never taken back, and gro_flush_timeout
-#   sockets         the same, with GRO on, which is what makes veth use NAPI without XDP
-#   generic XDP     RPS: it has no NAPI, and with GRO on it would see merged packets
+#   native XDP      the server's NAPI, driven by a timer that stays on the core where it first ran: deferred
+#                   interrupts (napi_defer_hard_irqs) that never come back, and gro_flush_timeout
+#   sockets         the same, with GRO on, which makes veth use NAPI without XDP
+#   generic XDP     RPS: without GRO there is no NAPI, and with it XDP would see merged packets
 #   client's end    RPS
 #
-# Tried and lost: busy polling (AF_XDP sockets on veth have no NAPI id in copy mode, so that a busy-polling
+# Tried and lost: busy polling (in copy mode AF_XDP sockets on veth have no NAPI id, so that a busy-polling
 # server drives nothing, and the timer does the work all the same); threaded NAPI (its thread and a polling
 # worker on one core take turns of milliseconds, in which veth's ring of 256 overflows); RPS for sockets (in
-# overload a backlog of packets without GRO is received only to be dropped).
+# overload packets are received one by one only to be dropped).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/lib.sh
 
 usage() {
     cat <<'USAGE'
-Measures messages/s of xdp-server on each backend, and of two servers that do the same work on other QUIC stacks
-(peer-quiche: quiche in an epoll loop; peer-quinn: quinn and tokio), one core each, in turns. The client sends
-prepared packets faster than any of them takes them. Writes results.json and results.md, prints the table.
+Measures messages/s of xdp-server on each backend, and of two servers that do the same work on other QUIC
+stacks (peer-quiche: quiche in an epoll loop; peer-quinn: quinn and tokio), one core each, in turns. The
+client sends prepared packets faster than any of them takes them. Writes results.json and results.md, prints
+the table.
 
 usage: scripts/bench_peers.sh [OPTIONS]
 
@@ -43,8 +44,8 @@ usage: scripts/bench_peers.sh [OPTIONS]
   --out DIR           where results go                        [default: results/peers-DATE]
   --json              print results.json instead of the table
 
-Installs what a bare Debian 12 lacks. Needs root, and asks sudo for it; two cores that do nothing else; and about
-40 s for each server, number of clients and round. Leaves nothing behind but DIR.
+Installs what a bare Debian 12 lacks. Needs root, and asks sudo for it; two cores that do nothing else; and
+about 40 s for each server, number of clients and round. Leaves nothing behind but DIR.
 
 Exit status: 0 measured; 1 something failed; 2 wrong usage; 3 Rust is missing.
 USAGE
@@ -89,10 +90,12 @@ if [[ -n $backends ]]; then
     connections=${connections:-1000}
 fi
 connections=${connections:-1000,10000}
-[[ $connections =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || usage_error "--connections $connections: such as 1000,10000"
+[[ $connections =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] ||
+    usage_error "--connections $connections: such as 1000,10000"
 [[ $rounds =~ ^[1-9][0-9]*$ ]] || usage_error "--rounds $rounds: a number from 1 on"
 [[ $most =~ ^[1-9][0-9]*$ ]] || usage_error "--most $most: packets a second"
-[[ -z $fanout || $fanout =~ ^[1-9][0-9]*$ ]] || usage_error "--fanout $fanout: a number from 1 on"
+[[ -z $fanout || $fanout =~ ^[1-9][0-9]*$ ]] ||
+    usage_error "--fanout $fanout: a number from 1 on"
 for option in seconds loss; do
     [[ ${!option} =~ ^[0-9]+([.][0-9]+)?$ ]] || usage_error "--$option ${!option}: a number"
 done
@@ -113,12 +116,12 @@ fi
 # Its own virtual cable, so that those of run.sh and of people may be up at the same time.
 readonly BED=xdppeers PORT=4433 CLIENT_CORE=0 SERVER_CORE=1
 
-# Microseconds between two turns of the server's NAPI. At 600,000 packets/s it finds 60 of the 256 that veth's
-# ring holds. Longer loses bursts, shorter spends the core on interrupts: 100 us is 10,000/s, about 2% of it.
+# Microseconds between two turns of the server's NAPI. At 600,000 packets/s it finds 60 of the 256 that
+# veth's ring holds. Longer loses bursts, shorter spends the core on interrupts: 10,000/s are about 2% of it.
 readonly NAPI_US=100
 
-# Bytes of the sockets' buffers, the same for all servers: 8 MiB are some 5,000 small packets. Larger ones only
-# lengthen the backlog that is worked off after each blast.
+# Bytes of the sockets' buffers, the same for all servers: 8 MiB, which the kernel doubles, are some 20,000
+# small packets. Larger ones only lengthen the backlog that is worked off after each blast.
 readonly BUFFER=8388608
 
 client_pid=
@@ -168,7 +171,7 @@ received() {
 # there: the first packet decides, and it may be somebody else's.
 drive_napi() {
     local attempt before
-    for attempt in {1..20}; do
+    for ((attempt = 0; attempt < 20; attempt++)); do
         device napi_defer_hard_irqs 0
         device gro_flush_timeout 0
         sleep 0.02
@@ -260,7 +263,8 @@ for ((round = 1; round <= rounds; round++)); do
             stop_server || die "$server did not end well: $(tail -n 3 "$scratch/server.log")"
             say "run $run of $runs: $server, $count clients, round $round:" "$(jq -r '
                 "\(.most.messages_per_s) messages/s at most, \(.overload.messages_per_s) in overload, "
-                + "\(.lossless.packets_per_s // 0) without loss"' "$out/raw/saturate.$round.$count.$server.json")"
+                + "\(.lossless.packets_per_s // 0) without loss"' \
+                "$out/raw/saturate.$round.$count.$server.json")"
         done
     done
     for server in "${server_list[@]}"; do
@@ -284,16 +288,21 @@ for ((round = 1; round <= rounds; round++)); do
 done
 
 version_of() {
-    awk -v name="$1" '$1 == "name" && $3 == "\"" name "\"" { getline; gsub(/"/, "", $3); print $3; exit }' Cargo.lock
+    awk -v name="\"$1\"" '$1 == "name" && $3 == name { getline; gsub(/"/, "", $3); print $3; exit }' \
+        Cargo.lock
 }
 
 settings=$(jq -n --arg date "$(date -u +%FT%TZ)" \
     --arg cpu "$(awk -F': ' '/^model name/ { print $2; exit }' /proc/cpuinfo)" --arg cores "$(nproc)" \
-    --arg kernel "$(uname -r)" --arg commit "$(as_owner git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
-    --arg quiche "$(version_of quiche)" --arg quinn "$(version_of quinn)" --arg rustls "$(version_of rustls)" \
-    --arg command "scripts/bench_peers.sh ${given[*]-}" --argjson rounds "$rounds" --argjson seconds "$seconds" \
-    --argjson loss "$loss" --argjson buffer "$BUFFER" --argjson napi "$NAPI_US" '{
-        date: $date, command: $command, cpu: $cpu, cores: ($cores | tonumber), kernel: $kernel, commit: $commit,
+    --arg kernel "$(uname -r)" \
+    --arg commit "$(as_owner git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
+    --arg quiche "$(version_of quiche)" --arg quinn "$(version_of quinn)" \
+    --arg rustls "$(version_of rustls)" \
+    --arg command "scripts/bench_peers.sh ${given[*]-}" --argjson rounds "$rounds" \
+    --argjson seconds "$seconds" --argjson loss "$loss" --argjson buffer "$BUFFER" \
+    --argjson napi "$NAPI_US" '{
+        date: $date, command: $command,
+        cpu: $cpu, cores: ($cores | tonumber), kernel: $kernel, commit: $commit,
         versions: { quiche: $quiche, quinn: $quinn, rustls: $rustls },
         rounds: $rounds, seconds_per_rate: $seconds, loss_percent: $loss, socket_buffer_bytes: $buffer,
         napi_timer_us: $napi
@@ -301,8 +310,8 @@ settings=$(jq -n --arg date "$(date -u +%FT%TZ)" \
 jq -n --slurpfile raw <(
     for file in "$out"/raw/*.json; do
         jq -c --arg name "$(basename "$file" .json)" '($name / ".") as [$what, $round, $count, $server]
-            | { what: $what, round: ($round | tonumber), count: ($count | tonumber), server: $server, report: . }' \
-            "$file"
+            | { what: $what, round: ($round | tonumber), count: ($count | tonumber),
+                server: $server, report: . }' "$file"
     done
 ) --argjson settings "$settings" --arg servers "$servers" -f scripts/bench_peers.jq >"$out/results.json"
 jq -r --arg backends "$backends" -f scripts/bench_peers_table.jq "$out/results.json" >"$out/results.md"

@@ -20,10 +20,12 @@ def cores: "\(.user | share) / \(.system | share) / \(.softirq | share)";
         (.[] | "| \(.server | name | ltrimstr("xdp-server, ")) | \(.server | needs) "
             + "| \(.messages_per_s | thousands) | \(.lossless_per_s | thousands) |")
     else
-        "| server | messages/s | in overload | without loss | core at that | us/msg | x quinn | x quiche |",
+        "| server | messages/s | in overload | without loss | core at that "
+            + "| us/msg | x quinn | x quiche |",
         "|---|---|---|---|---|---|---|---|",
-        (.[] | "| \(.server | name) | \(.messages_per_s | thousands) | \(.overload_messages_per_s | thousands) "
-            + "| \(.lossless_per_s | thousands) | \(.lossless_core_busy | share) | \(.us_per_message | places(2)) "
+        (.[] | "| \(.server | name) | \(.messages_per_s | thousands) "
+            + "| \(.overload_messages_per_s | thousands) | \(.lossless_per_s | thousands) "
+            + "| \(.lossless_core_busy | share) | \(.us_per_message | places(2)) "
             + "| \(.times_quinn | places(2)) | \(.times_quiche | places(2)) |")
     end),
     "", "Where the cores' time went at the most messages/s: user / system / receiving (softirq)",
@@ -33,17 +35,20 @@ def cores: "\(.user | share) / \(.system | share) / \(.softirq | share)";
 ),
 (if (.fanout | length) > 0 then
     "", "Fan-out to \(.fanout[0].watchers) subscribers", "",
-    "| server | core us/diff | ticks | to all | version gaps | spread in a tick, p99 |", "|---|---|---|---|---|---|",
+    "| server | core us/diff | ticks | to all | version gaps | spread in a tick, p99 |",
+    "|---|---|---|---|---|---|",
     (.fanout[] | "| \(.server | name) | \(.core_us_per_diff | places(2)) | \(.ticks) | \(.ticks_complete) "
         + "| \(.version_gaps) | \(.spread_ms_p99 | places(1)) ms |")
 else empty end),
 (if (.handshakes | length) > 0 then
     "", "Handshakes", "",
     "| server | kind | handshakes/s | core us each |", "|---|---|---|---|",
-    (.handshakes[] | "| \(.server | name) | \(.kind) | \(.handshakes_per_s) | \(.core_us_per_handshake | places(0)) |")
+    (.handshakes[] | "| \(.server | name) | \(.kind) | \(.handshakes_per_s) "
+        + "| \(.core_us_per_handshake | places(0)) |")
 else empty end),
 "",
-"Medians of \($s.rounds) interleaved rounds. \"messages/s\": the most at any rate offered, by the server's own count;",
+"Medians of \($s.rounds) interleaved rounds. \"messages/s\": the most at any rate offered, "
+    + "by the server's count;",
 "\"in overload\": with packets sent as fast as can be; \"without loss\": the highest rate with at most "
     + "\($s.loss_percent)% lost",
 "and no backlog, and how busy the core was at it (a polling server's core always is); "

@@ -88,7 +88,7 @@ fn config() -> Result<quinn::ServerConfig> {
         .with_no_client_auth()
         .with_single_cert(vec![identity.cert.der().clone()], key)?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
-    // Session tickets that hold all that resuming takes, as BoringSSL's do; rustls would remember 256 sessions.
+    // Session tickets that hold all that resuming takes, as BoringSSL's do; else rustls keeps 256 sessions.
     tls.ticketer = rustls::crypto::ring::Ticketer::new()?;
     let mut transport = quinn::TransportConfig::default();
     transport

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, value_parser};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -38,15 +38,15 @@ pub struct Options {
     pub cpu: Option<usize>,
 
     /// Width of the canvas in pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "PIXELS", default_value_t = 1000, value_parser = value_parser!(u16).range(1..))]
     pub width: u16,
 
     /// Height of the canvas in pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "PIXELS", default_value_t = 1000, value_parser = value_parser!(u16).range(1..))]
     pub height: u16,
 
     /// Milliseconds from one broadcast of changes to the next, 5 to 1000
-    #[arg(long, value_name = "MS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(5..=1000))]
+    #[arg(long, value_name = "MS", default_value_t = 50, value_parser = value_parser!(u64).range(5..=1000))]
     pub tick_ms: u64,
 
     /// Bytes of the socket's receive and send buffer, each

@@ -183,13 +183,13 @@ impl TxBatch {
         &mut self.bytes[self.used..]
     }
 
-    /// True if the batch should be sent before more is added: no room for `bytes` more, or for two messages.
+    /// True if the batch should be sent before more is added: no room for `bytes`, or for two messages.
     pub fn is_full(&self, bytes: usize) -> bool {
         self.messages.len() + 2 > BATCH || self.bytes.len() - self.used < bytes
     }
 
-    /// Adds the first `length` bytes of [`room`](Self::room), packets of `segment` bytes each (the last may be
-    /// shorter), for `to`, or for whom the socket is connected to.
+    /// Adds the first `length` bytes of [`room`](Self::room), packets of `segment` bytes each (the last may
+    /// be shorter), for `to`, or for whom the socket is connected to.
     pub fn push(&mut self, length: usize, segment: usize, to: Option<SocketAddr>) {
         let (start, end) = (self.used, self.used + length);
         self.messages.push(Outgoing { to: to.map(SockAddr::from), start, end, segment });

@@ -182,8 +182,8 @@ fn a_server_that_is_not_there_is_exit_code_1_and_ctrl_c_130() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("answers no more"));
 }
 
-/// xdp-server's program, beside ours. `cargo test --workspace` has built it; where only this crate is tested it is
-/// built now.
+/// xdp-server's program, beside ours. `cargo test --workspace` has built it; where only this crate is tested
+/// it is built now.
 fn xdp_server() -> PathBuf {
     let directory = Path::new(SATURATE).parent().unwrap();
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{ArgGroup, Parser};
+use clap::{ArgGroup, Parser, value_parser};
 use peers::client::blast::{Auditor, Cores, Outcome, Sender};
 use peers::client::fleet::{Fleet, Role, Settings};
 use peers::client::prepare::{Preparer, Via};
@@ -39,11 +39,11 @@ struct Options {
     target: SocketAddr,
 
     /// Clients that paint, in random order
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = value_parser!(u32).range(1..))]
     connections: u32,
 
     /// UDP sockets, and so source ports, that they share
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u16).range(1..=4096))]
     sockets: u16,
 
     /// Time to send, to watch or to shake hands for; with --search, at each rate
@@ -51,12 +51,18 @@ struct Options {
     seconds: Duration,
 
     /// Packets to send a second [default: as many as can be]; with --search, the first rate [default: 50000]
-    #[arg(long, value_name = "PACKETS/S", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "PACKETS/S", value_parser = value_parser!(u32).range(1..))]
     rate: Option<u32>,
 
-    /// Packets to prepare for each second of sending as fast as can be; with --search, the highest rate short of
-    /// that. Each takes 128 bytes, and some 300 in quiche
-    #[arg(long, value_name = "PACKETS/S", default_value_t = 1_200_000, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Packets to prepare for each second of sending as fast as can be [default: 1200000]; with --search, the
+    /// highest rate short of that. Each takes 128 bytes, and some 300 in quiche
+    #[arg(
+        long,
+        value_name = "PACKETS/S",
+        value_parser = value_parser!(u32).range(1..),
+        default_value_t = 1_200_000,
+        hide_default_value = true
+    )]
     most: u32,
 
     /// How packets leave
@@ -72,7 +78,7 @@ struct Options {
     loss: f64,
 
     /// Have N clients watch the whole canvas while one paints; tells what each tick brought
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     watch: Option<u32>,
 
     /// Pixels a second that the one paints

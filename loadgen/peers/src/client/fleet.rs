@@ -28,8 +28,9 @@ pub const PACKET: usize = 1350;
 /// to the clients of one socket. Smaller shows as loss that the server did not cause.
 const SOCKET_BUFFER: usize = 8 << 20;
 
-/// What an unanswered first packet is repeated after, divided by three. On one machine or a LAN, answers take
-/// as long as the server's queue; QUIC's default of 333 ms makes each lost packet of a handshake cost a second.
+/// What an unanswered first packet is repeated after, divided by three. On one machine or a LAN answers take
+/// as long as the server's queue; with QUIC's default of 333 ms each lost packet of a handshake costs a
+/// second.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
 /// Milliseconds of silence after which we give a connection up: more than a measurement takes.
@@ -244,8 +245,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Takes in what has come on the sockets, after waiting for it for `wait` at most. Returns how many sockets
-    /// had something.
+    /// Takes in what has come on the sockets, after waiting for it for `wait` at most. Returns how many
+    /// sockets had something.
     fn pump_ready(
         &mut self,
         wait: EpollTimeout,

@@ -9,14 +9,13 @@
 //! after a run the connections are good for nothing, and are dropped.
 
 use anyhow::{Context, Result, bail};
-use canvas::codec::datagram::ClientDatagram;
-use canvas::codec::{Entry, Pixel, Pixels};
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
 use std::net::SocketAddr;
 
 use super::fleet::{Fleet, PACKET};
+use super::paint::Brush;
 use crate::packet::{HEADERS, Link};
 
 /// Bytes from one packet to the next: headers of 42 bytes and a QUIC packet of about 53, in two cache lines.
@@ -70,7 +69,7 @@ pub struct Preparer {
     /// For each lane, the clients whose packets may follow each other: all, or those of one socket.
     lanes: Vec<Vec<u32>>,
     rng: SmallRng,
-    seq: u32,
+    brush: Brush,
 }
 
 /// Packets of one lane in a row, where lanes are sockets: what one system call takes. In frames there is one
@@ -101,8 +100,9 @@ impl Preparer {
                 (None, lanes)
             }
         };
+        let brush = Brush::new(fleet.shape.context("no WELCOME has come")?);
         // A seed, so that runs are alike.
-        Ok(Self { via, link, lanes, rng: SmallRng::seed_from_u64(1), seq: 0 })
+        Ok(Self { via, link, lanes, rng: SmallRng::seed_from_u64(1), brush })
     }
 
     /// The cable that frames leave by; `None`: packets leave by UDP sockets.
@@ -120,7 +120,6 @@ impl Preparer {
         count: usize,
         mut progress: impl FnMut(usize),
     ) -> Result<Prepared> {
-        let (geometry, colours) = fleet.shape.context("no WELCOME has come")?;
         let locals = fleet.sockets().1.to_vec();
         let target = fleet.target();
         // Written below, packet by packet: so no page is missing when they are sent.
@@ -132,7 +131,7 @@ impl Preparer {
         let headers = if self.via == Via::Packet { HEADERS } else { 0 };
         let mut cursors = vec![0; self.lanes.len()];
         let mut order: Vec<usize> = (0..self.lanes.len()).collect();
-        let (mut payload, mut packet) = (Vec::new(), [0; PACKET]);
+        let mut packet = [0; PACKET];
         'all: loop {
             order.shuffle(&mut self.rng);
             for lane in &order {
@@ -146,17 +145,8 @@ impl Preparer {
                     }
                     let index = clients[*cursor] as usize;
                     *cursor = (*cursor + 1) % clients.len();
-                    let pixel = Pixel {
-                        x: self.rng.random_range(0..geometry.width()),
-                        y: self.rng.random_range(0..geometry.height()),
-                        colour: self.rng.random_range(0..colours) as u8,
-                    };
-                    payload.clear();
-                    let pixel = [pixel.to_wire()];
-                    ClientDatagram::Paint { seq: self.seq, pixels: Pixels::new(&pixel) }.encode(&mut payload);
-                    self.seq = self.seq.wrapping_add(1);
                     let client = &mut fleet.clients[index];
-                    client.quic.dgram_send(&payload)?;
+                    client.quic.dgram_send(self.brush.next_payload())?;
                     let (length, _) = client.quic.send(&mut packet).with_context(|| {
                         format!("client {index} cannot send packet {} of {count}", prepared.len())
                     })?;

@@ -1,4 +1,4 @@
-//! What a server takes at which rate: the highest without loss, the most at any, and what is left in overload.
+//! What a server takes at which rate: the highest without loss, the most at any, and in overload.
 //!
 //! First upwards: rates that grow by a factor, up to the sender's own limit, and at last as fast as can be.
 //! A server on a socket can do less in overload than below it, as the kernel receives packets only to drop

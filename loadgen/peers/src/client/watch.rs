@@ -9,14 +9,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use canvas::codec::datagram::{ClientDatagram, ServerDatagram};
-use canvas::codec::{Entry, Pixel, Pixels};
+use canvas::codec::datagram::ServerDatagram;
 use hdrhistogram::Histogram;
-use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use super::fleet::{Event, Fleet, Role};
+use super::paint::Brush;
 
 /// Time in which the first broadcasts are not counted: images are still under way.
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -141,13 +139,12 @@ pub fn watch(
     let painter = plan.watchers;
     let role = |index| if index == painter { Role::Painter } else { Role::Watcher };
     fleet.connect(plan.watchers + 1, role, connected)?;
-    let (geometry, colours) = fleet.shape.context("no WELCOME has come")?;
-    let mut ledger = Ledger::new(plan.watchers, geometry.tile_count() as usize);
-    let mut rng = SmallRng::seed_from_u64(1);
-    let (start, mut painted, mut seq) = (Instant::now(), 0u64, 0);
+    let shape = fleet.shape.context("no WELCOME has come")?;
+    let mut ledger = Ledger::new(plan.watchers, shape.0.tile_count() as usize);
+    let mut brush = Brush::new(shape);
+    let (start, mut painted) = (Instant::now(), 0u64);
     let (count_from, end) = (start + WARM_UP, start + WARM_UP + plan.window);
     let (mut next_paint, mut next_report) = (start, start + Duration::from_secs(1));
-    let mut payload = Vec::new();
     loop {
         let now = Instant::now();
         if now >= end {
@@ -161,18 +158,9 @@ pub fn watch(
             next_paint = now + PAINT_EVERY;
             let due = (now.duration_since(start).as_secs_f64() * plan.pixels) as u64;
             while painted < due {
-                let pixel = Pixel {
-                    x: rng.random_range(0..geometry.width()),
-                    y: rng.random_range(0..geometry.height()),
-                    colour: rng.random_range(0..colours) as u8,
-                };
-                payload.clear();
-                let pixel = [pixel.to_wire()];
-                ClientDatagram::Paint { seq, pixels: Pixels::new(&pixel) }.encode(&mut payload);
-                seq = seq.wrapping_add(1);
                 painted += 1;
                 // Without room it is a pixel less: the diffs are what is looked at.
-                let _ = fleet.clients[painter].quic.dgram_send(&payload);
+                let _ = fleet.clients[painter].quic.dgram_send(brush.next_payload());
             }
             fleet.flush(painter);
         }
