@@ -4,6 +4,9 @@ def median: map(select(. != null)) | sort
       else (.[length / 2 - 1] + .[length / 2]) / 2 end;
 def spread: map(select(. != null)) | if length == 0 then null else { least: min, most: max } end;
 def per($a; $b): if $a == null or $b == null or $b == 0 then null else $a / $b end;
+# What the server's core spent on each of so many.
+def core_us($count): if .report.server_core == null then null
+    else per(.report.server_core.busy * .report.elapsed_s * 1e6; $count) end;
 
 ($servers / ",") as $order
 | def groups($what):
@@ -44,7 +47,7 @@ def per($a; $b): if $a == null or $b == null or $b == 0 then null else $a / $b e
     fanout: [groups("fanout")[] | {
         watchers: .[0].count,
         server: .[0].server,
-        core_us_per_diff: (map(per(.report.core_s * 1e6; .report.diff_datagrams)) | median),
+        core_us_per_diff: (map(core_us(.report.diff_datagrams)) | median),
         diff_datagrams: (map(.report.diff_datagrams) | median),
         ticks: (map(.report.ticks) | add),
         ticks_complete: (map(.report.ticks_complete) | add),
@@ -56,6 +59,6 @@ def per($a; $b): if $a == null or $b == null or $b == 0 then null else $a / $b e
         kind: $kind,
         handshakes_per_s: (map(.report.handshakes_per_s) | median),
         resumed: (map(.report.resumed) | add),
-        core_us_per_handshake: (map(per(.report.core_s * 1e6; .report.handshakes)) | median)
+        core_us_per_handshake: (map(core_us(.report.handshakes)) | median)
     }]
 }

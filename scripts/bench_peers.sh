@@ -188,11 +188,12 @@ drive_napi() {
     die "the NAPI of ${BED}0 does not run on core $SERVER_CORE"
 }
 
-# serve SERVER CONNECTIONS: starts it, with the kernel's receive work on its core.
+# serve SERVER CONNECTIONS POLL: starts it, with the kernel's receive work on its core. POLL is xdp-server's:
+# busy, or adaptive where it is the core's idle time that tells the cost.
 serve() {
     local server=$1 table=$(($2 + 100)) command napi=timer gro=on
     command=("$target/xdp-server" --listen "$address:$PORT" --cpus "$SERVER_CORE" --queues 1 --json
-        --state "$scratch/state" --max-connections-per-worker "$table" --poll busy
+        --state "$scratch/state" --max-connections-per-worker "$table" --poll "$3"
         --socket-recv-buffer "$BUFFER" --socket-send-buffer "$BUFFER")
     case $server in
         xdp) command+=(--backend xdp --xdp-mode copy --iface "${BED}0"); gro=off ;;
@@ -228,21 +229,6 @@ ask() {
     jq -c . "$scratch/client.json" >"$out/raw/$name.json"
 }
 
-# cpu_of_server: ticks of 10 ms in which the server's core was not idle.
-cpu_of_server() {
-    awk -v name="cpu$SERVER_CORE" '$1 == name { print $2 + $3 + $4 + $7 + $8 }' /proc/stat
-}
-
-# with_cpu NAME ARGUMENTS...: like ask, and adds what the server's core spent.
-with_cpu() {
-    local before
-    before=$(cpu_of_server)
-    ask "$@"
-    jq -c --argjson ticks "$(($(cpu_of_server) - before))" '.core_s = $ticks / 100' "$out/raw/$1.json" \
-        >"$scratch/with_cpu.json"
-    mv "$scratch/with_cpu.json" "$out/raw/$1.json"
-}
-
 bed_is_up=yes
 scripts/testbed.sh up --name "$BED" --queues 1 >/dev/null
 address=$(server_address "$BED" v4)
@@ -257,7 +243,7 @@ for ((round = 1; round <= rounds; round++)); do
     for count in "${connection_list[@]}"; do
         for server in "${server_list[@]}"; do
             run=$((run + 1))
-            serve "$server" "$count"
+            serve "$server" "$count" busy
             ask "saturate.$round.$count.$server" --connections "$count" --search --rate 60000 --most "$most" \
                 --seconds "$seconds" --loss "$loss"
             stop_server || die "$server did not end well: $(tail -n 3 "$scratch/server.log")"
@@ -269,8 +255,8 @@ for ((round = 1; round <= rounds; round++)); do
     done
     for server in "${server_list[@]}"; do
         if [[ -n $fanout ]]; then
-            serve "$server" "$fanout"
-            with_cpu "fanout.$round.$fanout.$server" --watch "$fanout" --seconds 5
+            serve "$server" "$((fanout + 1))" adaptive
+            ask "fanout.$round.$fanout.$server" --watch "$fanout" --seconds 5
             stop_server || die "$server did not end well"
             say "fan-out of $server, round $round done"
         fi
@@ -278,8 +264,8 @@ for ((round = 1; round <= rounds; round++)); do
             for kind in full resumed; do
                 resume=()
                 [[ $kind == full ]] || resume=(--resume)
-                serve "$server" 10000
-                with_cpu "handshakes-$kind.$round.0.$server" --handshakes --seconds 3 "${resume[@]}"
+                serve "$server" 20000 adaptive
+                ask "handshakes-$kind.$round.0.$server" --handshakes --seconds 3 "${resume[@]}"
                 stop_server || die "$server did not end well"
             done
             say "handshakes of $server, round $round done"

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{ArgGroup, Parser, value_parser};
-use peers::client::blast::{Auditor, Cores, Outcome, Sender};
+use peers::client::blast::{Auditor, Outcome, Sender};
+use peers::client::cores::Cores;
 use peers::client::fleet::{Fleet, Role, Settings};
 use peers::client::prepare::{Preparer, Via};
 use peers::client::search::{self, Search};
@@ -106,6 +107,12 @@ struct Options {
     json: bool,
 }
 
+impl Options {
+    fn cores(&self) -> Cores {
+        Cores { server: self.server_cpu, client: self.cpu }
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "a number of seconds".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {
@@ -163,8 +170,7 @@ fn run(options: &Options, stop: &Arc<AtomicBool>) -> Result<Value> {
     auditor.wait(Duration::from_millis(300))?;
     fleet.drain()?;
     let mut preparer = Preparer::new(&fleet, options.via)?;
-    let cores = Cores { server: options.server_cpu, client: options.cpu };
-    let mut sender = Sender::new(&preparer, cores, stop.clone())?;
+    let mut sender = Sender::new(&preparer, options.cores(), stop.clone())?;
     if options.search {
         let plan = search::Plan {
             first: options.rate.unwrap_or(50_000).into(),
@@ -198,7 +204,8 @@ fn watch_canvas(
     stop: &Arc<AtomicBool>,
 ) -> Result<Value> {
     let mut fleet = Fleet::new(Settings { window: 1000, ..settings }, stop.clone())?;
-    let plan = watch::Plan { watchers, pixels: options.pixels, window: options.seconds };
+    let plan =
+        watch::Plan { watchers, pixels: options.pixels, window: options.seconds, cores: options.cores() };
     let mut counter = Progress::new("connected", watchers + 1);
     let watched = watch::watch(
         &mut fleet,
@@ -213,9 +220,10 @@ fn watch_canvas(
 
 fn shake_hands(options: &Options, settings: Settings, stop: &Arc<AtomicBool>) -> Result<Value> {
     let mut fleet = Fleet::new(Settings { window: 10, ..settings }, stop.clone())?;
-    let shaken = handshakes::shake(&mut fleet, options.seconds, options.resume, |handshakes| {
-        eprintln!("saturate: {handshakes} handshakes");
-    })?;
+    let shaken =
+        handshakes::shake(&mut fleet, options.seconds, options.resume, options.cores(), |handshakes| {
+            eprintln!("saturate: {handshakes} handshakes");
+        })?;
     Ok(shaken.json())
 }
 

@@ -15,7 +15,7 @@ use canvas::codec::control::{ClientFrame, ServerStats};
 use serde_json::{Value, json};
 use socket2::Socket;
 
-use super::cores::{CoreTime, Shares};
+use super::cores::{Cores, Spent};
 use super::fleet::{Event, Fleet, Role, Settings};
 use super::prepare::{Prepared, Preparer};
 use crate::packet::PacketSocket;
@@ -68,10 +68,8 @@ pub struct Outcome {
     /// Seconds from the first packet until the server had worked off the last: a socket's buffer may hold
     /// many when the sending ends.
     pub busy: f64,
-    /// How the server's core spent the time, if it is on this machine and known.
-    pub server_core: Option<Shares>,
-    /// How our core spent it, if it is known.
-    pub client_core: Option<Shares>,
+    /// How the cores spent the time.
+    pub spent: Spent,
 }
 
 impl Outcome {
@@ -92,7 +90,7 @@ impl Outcome {
 
     /// For machines.
     pub fn json(&self) -> Value {
-        json!({
+        let mut report = json!({
             "messages_per_s": self.applied_per_s().round(),
             "packets_per_s": self.sent.rate().round(),
             "packets_sent": self.sent.sent,
@@ -103,9 +101,9 @@ impl Outcome {
             "started_unix": self.sent.started,
             "elapsed_s": self.sent.elapsed,
             "busy_s": self.busy,
-            "server_core": self.server_core.as_ref().map(Shares::json),
-            "client_core": self.client_core.as_ref().map(Shares::json),
-        })
+        });
+        self.spent.add_to(&mut report);
+        report
     }
 }
 
@@ -117,22 +115,6 @@ pub struct Sender {
     iovecs: Box<[libc::iovec]>,
     cores: Cores,
     stop: Arc<AtomicBool>,
-}
-
-/// CPUs whose time is looked at while packets are sent.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Cores {
-    /// The server's.
-    pub server: Option<usize>,
-    /// Ours.
-    pub client: Option<usize>,
-}
-
-impl Cores {
-    fn times(&self) -> Result<[Option<CoreTime>; 2]> {
-        let time = |cpu: Option<usize>| cpu.map(CoreTime::of).transpose();
-        Ok([time(self.server)?, time(self.client)?])
-    }
 }
 
 impl Sender {
@@ -159,13 +141,12 @@ impl Sender {
         auditor: &mut Auditor,
     ) -> Result<Outcome> {
         let (before, _) = auditor.settled()?;
-        let cores = self.cores.times()?;
+        let spent = self.cores.watch()?;
         let start = Instant::now();
         // A paced blast that falls behind sends all of it, later.
         let sent = self.blast(fleet, prepared, rate, if rate.is_some() { window * 2 } else { window })?;
         // Before the server has come to rest: a backlog is worked off as the packets were.
-        let [server_core, client_core] = self.cores.times()?;
-        let shares = |now: Option<CoreTime>, before: Option<CoreTime>| Some(now?.since(&before?));
+        let spent = spent.until_now()?;
         let (after, last_change) = auditor.settled()?;
         // The server's count is up to a tick old.
         let busy =
@@ -175,8 +156,7 @@ impl Sender {
             applied: after.applied - before.applied,
             rejected: after.rejected - before.rejected,
             busy: busy.max(sent.elapsed),
-            server_core: shares(server_core, cores[0]),
-            client_core: shares(client_core, cores[1]),
+            spent,
         })
     }
 

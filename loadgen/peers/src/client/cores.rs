@@ -71,6 +71,62 @@ impl Shares {
     }
 }
 
+/// CPUs to look at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cores {
+    /// The server's, where it is on this machine.
+    pub server: Option<usize>,
+    /// Ours.
+    pub client: Option<usize>,
+}
+
+/// The CPUs' times at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch {
+    cores: Cores,
+    times: [Option<CoreTime>; 2],
+}
+
+/// How the CPUs spent a while.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    /// The server's, if it is known.
+    pub server: Option<Shares>,
+    /// Ours, if it is known.
+    pub client: Option<Shares>,
+}
+
+impl Cores {
+    /// Begins to watch.
+    ///
+    /// # Errors
+    /// There is no such CPU.
+    pub fn watch(self) -> Result<Watch> {
+        let time = |cpu: Option<usize>| cpu.map(CoreTime::of).transpose();
+        Ok(Watch { cores: self, times: [time(self.server)?, time(self.client)?] })
+    }
+}
+
+impl Watch {
+    /// What was spent since.
+    ///
+    /// # Errors
+    /// A CPU has gone.
+    pub fn until_now(&self) -> Result<Spent> {
+        let now = self.cores.watch()?.times;
+        let shares = |index: usize| Some(now[index]?.since(&self.times[index]?));
+        Ok(Spent { server: shares(0), client: shares(1) })
+    }
+}
+
+impl Spent {
+    /// Adds `server_core` and `client_core` to a report, null where they are not known.
+    pub fn add_to(&self, report: &mut Value) {
+        report["server_core"] = self.server.as_ref().map(Shares::json).into();
+        report["client_core"] = self.client.as_ref().map(Shares::json).into();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
+use super::cores::{Cores, Spent};
 use super::fleet::{Event, Fleet, Role};
 
 /// Clients on their way at once: enough to keep a server busy while we compute.
@@ -25,17 +26,21 @@ pub struct Shaken {
     pub resumed: u64,
     /// Seconds that it took.
     pub elapsed: f64,
+    /// How the cores spent it.
+    pub spent: Spent,
 }
 
 impl Shaken {
     /// For machines.
     pub fn json(&self) -> Value {
-        json!({
+        let mut report = json!({
             "handshakes": self.handshakes,
             "resumed": self.resumed,
             "handshakes_per_s": (self.handshakes as f64 / self.elapsed).round(),
             "elapsed_s": self.elapsed,
-        })
+        });
+        self.spent.add_to(&mut report);
+        report
     }
 }
 
@@ -47,6 +52,7 @@ pub fn shake(
     fleet: &mut Fleet,
     window: Duration,
     resume: bool,
+    cores: Cores,
     mut progress: impl FnMut(u64),
 ) -> Result<Shaken> {
     let ticket = if resume { Some(ticket(fleet)?) } else { None };
@@ -54,9 +60,10 @@ pub fn shake(
     for index in first..first + IN_FLIGHT {
         fleet.start(index, Role::Painter, ticket.as_deref())?;
     }
+    let watch = cores.watch()?;
     let start = Instant::now();
     let mut next_report = start + Duration::from_secs(1);
-    let mut shaken = Shaken { handshakes: 0, resumed: 0, elapsed: 0.0 };
+    let mut shaken = Shaken { handshakes: 0, resumed: 0, elapsed: 0.0, spent: Spent::default() };
     let mut done = Vec::new();
     while start.elapsed() < window {
         fleet.pump(start + window, |index, event| {
@@ -75,6 +82,7 @@ pub fn shake(
             progress(shaken.handshakes);
         }
     }
+    shaken.spent = watch.until_now()?;
     shaken.elapsed = start.elapsed().as_secs_f64();
     Ok(shaken)
 }

@@ -13,6 +13,7 @@ use canvas::codec::datagram::ServerDatagram;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
+use super::cores::{Cores, Spent};
 use super::fleet::{Event, Fleet, Role};
 use super::paint::Brush;
 
@@ -31,6 +32,8 @@ pub struct Plan {
     pub pixels: f64,
     /// Time to count for.
     pub window: Duration,
+    /// CPUs to look at in that time.
+    pub cores: Cores,
 }
 
 /// What one tick brought.
@@ -61,13 +64,15 @@ pub struct Watched {
     pub elapsed: f64,
     /// Pixels painted.
     pub painted: u64,
+    /// How the cores spent the time.
+    pub spent: Spent,
 }
 
 impl Watched {
     /// For machines.
     pub fn json(&self) -> Value {
         let ms = |quantile: f64| self.spread.value_at_quantile(quantile) as f64 / 1e3;
-        json!({
+        let mut report = json!({
             "watchers": self.watchers,
             "diff_datagrams": self.datagrams,
             "diff_datagrams_per_s": (self.datagrams as f64 / self.elapsed).round(),
@@ -77,7 +82,9 @@ impl Watched {
             "spread_ms": { "p50": ms(0.5), "p99": ms(0.99), "max": ms(1.0) },
             "elapsed_s": self.elapsed,
             "pixels_painted": self.painted,
-        })
+        });
+        self.spent.add_to(&mut report);
+        report
     }
 }
 
@@ -145,10 +152,14 @@ pub fn watch(
     let (start, mut painted) = (Instant::now(), 0u64);
     let (count_from, end) = (start + WARM_UP, start + WARM_UP + plan.window);
     let (mut next_paint, mut next_report) = (start, start + Duration::from_secs(1));
+    let mut watch = None;
     loop {
         let now = Instant::now();
         if now >= end {
             break;
+        }
+        if watch.is_none() && now >= count_from {
+            watch = Some(plan.cores.watch()?);
         }
         if now >= next_report {
             next_report += Duration::from_secs(1);
@@ -173,6 +184,7 @@ pub fn watch(
             }
         })?;
     }
+    let spent = watch.map_or(Ok(Spent::default()), |watch| watch.until_now())?;
     let mut spread = Histogram::new(3)?;
     // The first and the last tick may have been seen in part.
     let whole = ledger.ticks.len().saturating_sub(2);
@@ -189,6 +201,7 @@ pub fn watch(
         spread,
         elapsed: plan.window.as_secs_f64(),
         painted,
+        spent,
     })
 }
 
