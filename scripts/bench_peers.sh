@@ -116,9 +116,10 @@ fi
 # Its own virtual cable, so that those of run.sh and of people may be up at the same time.
 readonly BED=xdppeers PORT=4433 CLIENT_CORE=0 SERVER_CORE=1
 
-# Microseconds between two turns of the server's NAPI. At 600,000 packets/s it finds 60 of the 256 that
-# veth's ring holds. Longer loses bursts, shorter spends the core on interrupts: 10,000/s are about 2% of it.
-readonly NAPI_US=100
+# Microseconds between two turns of the server's NAPI. At 600,000 packets/s it finds 120 of the 256 that
+# veth's ring holds. Longer loses bursts; shorter spends the core on interrupts (5,000/s are about 1% of it)
+# and, in overload, on receiving what it then has to drop.
+readonly NAPI_US=200
 
 # Bytes of the sockets' buffers, the same for all servers: 8 MiB, which the kernel doubles, are some 20,000
 # small packets. Larger ones only lengthen the backlog that is worked off after each blast.

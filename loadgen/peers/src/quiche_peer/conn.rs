@@ -46,7 +46,14 @@ impl Conn {
         }
     }
 
-    /// Takes what the client sent.
+    /// Takes the client's datagrams.
+    pub(super) fn take_datagrams(&mut self, board: &mut Board, scratch: &mut [u8]) {
+        while let Ok(length) = self.quic.dgram_recv(scratch) {
+            self.session.on_datagram(&scratch[..length], board);
+        }
+    }
+
+    /// Takes what the client sent on its control stream, and answers.
     pub(super) fn work(&mut self, board: &mut Board, scratch: &mut [u8]) {
         if !self.established {
             if !self.quic.is_established() {
@@ -54,9 +61,6 @@ impl Conn {
             }
             self.established = true;
             board.counts.handshakes += 1;
-        }
-        while let Ok(length) = self.quic.dgram_recv(scratch) {
-            self.session.on_datagram(&scratch[..length], board);
         }
         if self.quic.stream_readable(CONTROL_STREAM) {
             let mut answers = Answers::default();

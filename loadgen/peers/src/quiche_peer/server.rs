@@ -90,6 +90,7 @@ impl Server {
         // What quiche refuses is dropped; what is fatal closes the connection, which is noticed when it is
         // looked at.
         let _ = conn.quic.recv(packet, info);
+        conn.take_datagrams(&mut self.board, &mut self.scratch);
         self.touch(slot);
     }
 
