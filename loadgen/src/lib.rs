@@ -25,6 +25,7 @@ mod newcomer;
 mod observer;
 pub mod ports;
 mod probe;
+mod processes;
 mod progress;
 pub mod report;
 pub mod results;
@@ -40,6 +41,8 @@ mod threads;
 mod verify;
 mod watcher;
 mod witness;
+mod worker;
 
 pub use join::join;
 pub use run::run;
+pub use worker::work;

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
                 ExitCode::from(failure.exit_code())
             }
         },
+        Command::Worker => on_a_runtime(loadgen::work()).map_or_else(|code| code, ExitCode::from),
     }
 }
 

@@ -47,6 +47,9 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Merge the results of several processes or machines into one
     Join(JoinArgs),
+    /// Carry a share of another process's load; that process writes the settings on our standard input
+    #[command(hide = true)]
+    Worker,
 }
 
 /// The flags of `loadgen join`.

@@ -211,7 +211,7 @@ impl RunArgs {
         let endpoints = within("--num-endpoints", endpoints, 1, MAX_ENDPOINTS, "from 1 to 60000")?
             .max((threads * processes).min(clients));
         let verify = self.verify || defaults.verify;
-        let roles = self.roles(&defaults, clients, verify)?;
+        let roles = self.roles(&defaults, clients, verify, processes)?;
         let rate = match (self.rate, roles.newcomers) {
             (Some(_), 0) => {
                 return Err(UsageError::Conflict("--rate", "no --newcomers", "nobody would shake hands"));
@@ -284,11 +284,20 @@ impl RunArgs {
         })
     }
 
-    fn roles(&self, defaults: &Defaults, clients: usize, verify: bool) -> Result<Roles, UsageError> {
+    fn roles(
+        &self,
+        defaults: &Defaults,
+        clients: usize,
+        verify: bool,
+        processes: usize,
+    ) -> Result<Roles, UsageError> {
         let watchers = match self.watchers {
-            None if verify => VERIFY_WATCHERS.min(clients),
+            // Each process verifies what it sees.
+            None if verify => VERIFY_WATCHERS.max(processes).min(clients),
             None => defaults.watchers.of(clients, clients),
-            Some(n) if verify => within("--watchers", n, 1, clients, "from 1 to --clients with --verify")?,
+            Some(n) if verify => {
+                within("--watchers", n, processes, clients, "from --processes to --clients with --verify")?
+            }
             Some(n) => within("--watchers", n, 0, clients, "from 0 to --clients")?,
         };
         let free = clients - watchers;

@@ -74,12 +74,11 @@ fn wrong_values_are_refused_by_name() {
         ("--rate 5", "--rate"),
         ("--newcomers 1 --rate 0", "--rate"),
         ("--processes 0", "--processes"),
-        ("--warmup -0.5", "--warmup"),
+        ("--warmup inf", "--warmup"),
         ("--out x --id a/b", "--id"),
         ("--dump x", "--dump"),
         ("--verify --dump x --processes 2", "--dump"),
     ] {
-        let words = "loadgen --target https://10.0.0.1".split(' ');
         let target = if flag == "--target" { "" } else { "--target https://10.0.0.1" };
         let error = parse(&format!("{target} {flags}")).expect_err(flags).to_string();
         assert!(error.contains(flag), "{flags}: {error}");

@@ -258,6 +258,24 @@ impl Report {
         }
     }
 
+    /// Whether few enough connections failed: no larger share than `max_failed`.
+    ///
+    /// # Errors
+    /// How many did, and why.
+    pub fn tolerates(&self, max_failed: f64) -> Result<(), String> {
+        // Newcomers try again and again.
+        let attempts = self.clients + self.handshakes;
+        if self.failed as f64 <= max_failed * attempts as f64 {
+            return Ok(());
+        }
+        Err(format!(
+            "{} of {attempts} connections failed, --max-failed tolerates {} %: {}",
+            self.failed,
+            max_failed * 100.0,
+            causes(&self.failures_by_cause)
+        ))
+    }
+
     /// Sets the distributions, and the percentiles by them.
     pub fn set_times(&mut self, times: Distributions) {
         self.latency_ms = Percentiles::from(&times.latency_us);
@@ -266,6 +284,11 @@ impl Report {
         self.client.late_ms = Percentiles::from(&times.late_us);
         self.histograms = times;
     }
+}
+
+/// Why connections failed, in a line.
+pub fn causes(failures: &BTreeMap<String, u64>) -> String {
+    failures.iter().map(|(cause, count)| format!("{count} x {cause}")).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

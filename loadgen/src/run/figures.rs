@@ -83,23 +83,4 @@ impl Run {
         let loads = |ports: &Vec<_>| queue_loads(ports, settings.clients, settings.threads);
         report.queues = settings.source_ports.as_ref().map(loads);
     }
-
-    /// Whether few enough connections failed.
-    ///
-    /// # Errors
-    /// How many did, and why.
-    pub fn tolerated(&self, report: &Report) -> Result<(), String> {
-        let settings = &self.shared.settings;
-        // Newcomers try again and again.
-        let attempts = settings.clients as u64 + self.shared.stats.totals().handshakes;
-        if report.failed as f64 > settings.max_failed * attempts as f64 {
-            return Err(format!(
-                "{} of {attempts} connections failed, --max-failed tolerates {} %: {}",
-                report.failed,
-                settings.max_failed * 100.0,
-                self.causes()
-            ));
-        }
-        Ok(())
-    }
 }

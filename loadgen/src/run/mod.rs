@@ -20,8 +20,8 @@ use crate::host;
 use crate::loss::Loss;
 use crate::observer::{Observer, Start};
 use crate::probe::Probe;
+use crate::processes;
 use crate::report::{Failure, Loop, Report};
-use crate::sample::Stage;
 use crate::shared::{Phase, Shared};
 use crate::threads::Threads;
 use crate::verify;
@@ -73,6 +73,9 @@ pub(crate) struct Cues<'a> {
 /// load runs on threads of its own. The report says how it went, also if it did not go at all; with
 /// `settings.out` it and the timeline are files, too.
 pub async fn run(settings: Settings, stop: impl Future<Output = ()> + Send) -> Report {
+    if settings.processes > 1 {
+        return processes::run(settings, stop).await;
+    }
     let start = Start::now();
     let mut report = blank(&settings, start);
     match Observer::person(&settings, start) {
@@ -165,6 +168,8 @@ async fn drive(
     report.client = run.cost(&used, opened.ports_missing);
     // Fails only if all clients have ended already.
     let _ = run.signals.phase.send(Phase::Quiet);
+    // Before the wait for the last answers, and after it.
+    run.drain_second(observer, report);
     match (&load, run.shared.settings.verify) {
         // With nobody left there is nothing to compare and nothing to wait for.
         (Err(_), _) => report.verify_error = run.shared.fault().filter(|_| report.verified.is_some()),
@@ -176,14 +181,12 @@ async fn drive(
             }
         }
     }
-    if let Err(error) = run.second(Stage::Drain, observer) {
-        report.fail(Failure::Unwritten, error.to_string());
-    }
+    run.drain_second(observer, report);
     let after = run.probe.figures().await;
     run.finish(report, &before, after.as_ref().ok()).await;
     load?;
     after.map_err(|loss| (Failure::ServerDied, format!("the server does not answer any more: {loss}")))?;
-    run.tolerated(report).map_err(other)
+    report.tolerates(run.shared.settings.max_failed).map_err(other)
 }
 
 /// A probe of the first of the target's addresses that answers, and the server's figures.

@@ -9,7 +9,7 @@ use crate::host::{self, Usage};
 use crate::observer::{Observer, Start, seconds_done};
 use crate::probe::Probe;
 use crate::progress::Done;
-use crate::report::{Failure, PhaseTimes, Report};
+use crate::report::{Failure, PhaseTimes, Report, causes};
 use crate::results::ResultsError;
 use crate::sample::{Sample, Stage};
 use crate::shared::Shared;
@@ -165,6 +165,13 @@ impl Run {
         observer.second(now, sample, done)
     }
 
+    /// Tells of a moment of the drain.
+    pub fn drain_second(&mut self, observer: &mut Observer, report: &mut Report) {
+        if let Err(error) = self.second(Stage::Drain, observer) {
+            report.fail(Failure::Unwritten, error.to_string());
+        }
+    }
+
     /// The window, if it had begun, ends, and the drain begins. Returns what had been used until then.
     pub fn end_window(&mut self) -> Usage {
         let now = Instant::now();
@@ -174,7 +181,7 @@ impl Run {
     }
 
     fn nobody_left(&self) -> Failed {
-        let causes = self.causes();
+        let causes = causes(&self.shared.stats.failures());
         match self.shared.stats.connections().0 {
             0 => (Failure::Unreachable, format!("no client connected: {causes}")),
             _ => {
@@ -182,12 +189,6 @@ impl Run {
                 (Failure::ServerDied, error)
             }
         }
-    }
-
-    /// Why connections failed, in a line.
-    pub fn causes(&self) -> String {
-        let failures = self.shared.stats.failures();
-        failures.iter().map(|(cause, count)| format!("{count} x {cause}")).collect::<Vec<_>>().join(", ")
     }
 
     /// Waits a little for what the last paints bring back.

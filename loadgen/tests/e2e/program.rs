@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-fn loadgen(server: &FakeServer) -> Command {
+pub fn loadgen(server: &FakeServer) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
     command.args(["--target", &format!("https://{}", server.addr)]).args([
         "--clients",
@@ -20,11 +20,11 @@ fn loadgen(server: &FakeServer) -> Command {
     command
 }
 
-fn text(bytes: &[u8]) -> &str {
+pub fn text(bytes: &[u8]) -> &str {
     str::from_utf8(bytes).expect("UTF-8")
 }
 
-fn json(output: &Output) -> Value {
+pub fn json(output: &Output) -> Value {
     let last = text(&output.stdout).lines().last().expect("a last line");
     serde_json::from_str(last).expect("a JSON object")
 }
