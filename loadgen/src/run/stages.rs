@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Cues, Failed, LAST_ANSWERS, LAST_PAINTS, POLL};
 use crate::host::{self, Usage};
+use crate::loss::Loss;
 use crate::observer::{Observer, Start, seconds_done};
 use crate::probe::Probe;
 use crate::progress::Done;
@@ -181,13 +182,15 @@ impl Run {
     }
 
     fn nobody_left(&self) -> Failed {
-        let causes = causes(&self.shared.stats.failures());
-        match self.shared.stats.connections().0 {
-            0 => (Failure::Unreachable, format!("no client connected: {causes}")),
-            _ => {
-                let error = format!("every connection was lost, the server ended or is cut off: {causes}");
-                (Failure::ServerDied, error)
-            }
+        let failures = self.shared.stats.failures();
+        let why = causes(&failures);
+        if self.shared.stats.connections().0 == 0 {
+            (Failure::Unreachable, format!("no client connected: {why}"))
+        } else if failures.keys().any(|cause| Loss::is_protocol(cause)) {
+            // It lives, but it was no use to stay.
+            (Failure::Other, format!("every connection was lost: {why}"))
+        } else {
+            (Failure::ServerDied, format!("every connection was lost, the server ended or is cut off: {why}"))
         }
     }
 

@@ -49,7 +49,7 @@ pub enum Fault {
     LosePaint,
     /// Acknowledges pixels as applied that its STATS do not count.
     Miscount,
-    /// Closes all connections with this code after a second.
+    /// Closes all connections with this code, a second after the first pixel was painted.
     CloseAll(u32),
     /// Closes connections past this number with SERVER_FULL.
     Full(usize),
@@ -163,6 +163,11 @@ impl State {
         (applied as u16, rejected as u16)
     }
 
+    /// Whether the first pixel was painted so long ago.
+    fn painted_for(&self, time: Duration) -> bool {
+        self.first_paint.is_some_and(|first| first.elapsed() > time)
+    }
+
     fn paint_frame(&mut self, pixels: Pixels<'_>) -> (u16, u16) {
         match self.fault {
             Fault::LosePaint => {
@@ -230,22 +235,23 @@ async fn tick(state: Arc<Mutex<State>>) {
     let fault = state.lock().unwrap().fault;
     let period = if matches!(fault, Fault::Stall(_)) { FAST_TICK } else { TICK };
     let mut interval = tokio::time::interval(period);
-    let mut stalled = false;
+    let mut done = false;
     loop {
         interval.tick().await;
         let mut state = state.lock().unwrap();
-        if let (Fault::Stall(ms), false) = (fault, stalled)
-            && state.first_paint.is_some_and(|first| first.elapsed() > Duration::from_secs(2))
+        if let (Fault::Stall(ms), false) = (fault, done)
+            && state.painted_for(Duration::from_secs(2))
         {
-            stalled = true;
+            done = true;
             // The server's one thread: nothing is received, answered or sent meanwhile.
             std::thread::sleep(Duration::from_millis(ms));
             interval.reset();
         }
         state.broadcast();
-        if let Fault::CloseAll(code) = state.fault
-            && state.canvas.ticks() == 20
+        if let (Fault::CloseAll(code), false) = (fault, done)
+            && state.painted_for(Duration::from_secs(1))
         {
+            done = true;
             state.connections.iter().for_each(|c| c.close(VarInt::from_u32(code), b""));
         }
     }
