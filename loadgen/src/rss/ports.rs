@@ -11,7 +11,7 @@ use std::io;
 use std::net::UdpSocket;
 use std::ops::RangeInclusive;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::AlignError;
 
@@ -28,7 +28,7 @@ pub struct Plan<S = UdpSocket> {
 }
 
 /// What one queue of the server is to get.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueShare {
     /// The queue.
     pub queue: u16,

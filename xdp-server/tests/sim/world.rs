@@ -91,12 +91,8 @@ impl World {
             16_384,
             tick,
         );
-        let quic = QuicSettings {
-            cert,
-            key,
-            idle_timeout: options.idle_timeout,
-            ticket_key: [7; TICKET_KEY_LEN],
-        };
+        let quic =
+            QuicSettings { cert, key, idle_timeout: options.idle_timeout, ticket_key: [7; TICKET_KEY_LEN] };
         let workers = ios
             .into_iter()
             .zip(links)
