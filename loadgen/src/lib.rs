@@ -15,6 +15,7 @@
 //!
 //! What is proven, and by what: `verify`, `witness`.
 
+pub mod analysis;
 pub mod cli;
 mod client;
 mod endpoint;

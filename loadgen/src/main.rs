@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use loadgen::analysis::cli::ReportArgs;
 use loadgen::cli::Cli;
 use loadgen::report::{EXIT_FAILED, EXIT_USAGE};
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,7 +13,18 @@ use tokio::sync::oneshot;
 /// Exit code after a second Ctrl-C: 128 + SIGINT, as shells have it.
 const EXIT_INTERRUPTED: i32 = 130;
 
+/// `loadgen report`, beside the plain flags of a run.
+#[derive(Parser)]
+#[command(name = "loadgen", bin_name = "loadgen", version, max_term_width = 100)]
+enum Subcommand {
+    Report(ReportArgs),
+}
+
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == "report") {
+        let Subcommand::Report(report) = Subcommand::parse();
+        return report.run();
+    }
     let settings = match Cli::parse().settings() {
         Ok(settings) => settings,
         Err(error) => {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The run went as asked.
 pub const EXIT_OK: u8 = 0;
@@ -88,7 +88,8 @@ pub struct Report {
 }
 
 /// A distribution of times in milliseconds; null where there were none.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Percentiles {
     /// Median.
     pub p50: Option<f64>,
@@ -98,6 +99,8 @@ pub struct Percentiles {
     pub p99: Option<f64>,
     /// 99.9 % are at most this.
     pub p999: Option<f64>,
+    /// 99.99 % are at most this.
+    pub p9999: Option<f64>,
     /// The longest.
     pub max: Option<f64>,
     /// How many.
@@ -108,7 +111,15 @@ impl From<&Histogram<u64>> for Percentiles {
     /// From microseconds.
     fn from(us: &Histogram<u64>) -> Self {
         let at = |q| (!us.is_empty()).then(|| us.value_at_quantile(q) as f64 / 1000.0);
-        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: at(1.0), count: us.len() }
+        Self {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            p9999: at(0.9999),
+            max: at(1.0),
+            count: us.len(),
+        }
     }
 }
 
@@ -199,8 +210,15 @@ impl Report {
 
 impl Percentiles {
     fn text(&self) -> String {
-        let Self { p50: Some(p50), p90: Some(p90), p99: Some(p99), p999: Some(p999), max: Some(max), count } =
-            self
+        let Self {
+            p50: Some(p50),
+            p90: Some(p90),
+            p99: Some(p99),
+            p999: Some(p999),
+            max: Some(max),
+            count,
+            ..
+        } = self
         else {
             return "none measured".to_owned();
         };
