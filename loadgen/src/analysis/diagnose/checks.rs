@@ -256,8 +256,8 @@ pub(super) fn connections_failed(facts: Facts<'_>) -> Outcome {
             "{evidence}: {}",
             if causes.is_empty() { "no cause told".to_owned() } else { causes.join(", ") }
         ),
-        "timeouts in the ramp: spread it, --max-conn-jitter 60000; connections lost later: see server.log, and \
-         the drops in this report",
+        "timeouts in the ramp: spread it, --max-conn-jitter 60000; connections lost later: see server.log, \
+         and the drops in this report",
     )
 }
 

@@ -46,8 +46,8 @@ pub(super) fn one_core_busy(facts: Facts<'_>) -> Outcome {
     let remedy = match measured.backend.as_deref() {
         Some("xdp") => {
             "let the clients choose ports that spread: loadgen run paint --align-queues, or more of them \
-             with --num-endpoints; see that the NIC spreads: sudo scripts/set_queues.sh IFACE N apply (generic \
-             XDP on veth has one queue only: xdp-server --xdp-mode copy)"
+             with --num-endpoints; see that the NIC spreads: sudo scripts/set_queues.sh IFACE N apply \
+             (generic XDP on veth has one queue only: xdp-server --xdp-mode copy)"
         }
         _ => {
             "more source ports on the clients: loadgen run paint --num-endpoints 64; and on the server \

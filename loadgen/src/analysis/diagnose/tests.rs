@@ -19,6 +19,9 @@ use super::*;
 const SECONDS: u64 = 30;
 const STARTED_UNIX_MS: u64 = 1_735_732_800_000; // 2025-01-01T12:00:00Z
 
+/// A column's value at a second.
+type OfTime = fn(u64) -> f64;
+
 /// A folder in the making: a healthy run of 100 clients on two queues of `backend`, to be spoilt.
 struct Run {
     report: Value,
@@ -28,7 +31,7 @@ struct Run {
     /// Counters of worker 0 at the end.
     summary: Value,
     /// Columns of the CSV, as functions of time.
-    columns: Vec<(&'static str, fn(u64) -> f64)>,
+    columns: Vec<(&'static str, OfTime)>,
     dmesg: String,
     /// Files not to write.
     without: &'static [&'static str],
@@ -68,7 +71,7 @@ impl Run {
         }
     }
 
-    fn column(mut self, name: &str, values: fn(u64) -> f64) -> Run {
+    fn column(mut self, name: &str, values: OfTime) -> Run {
         let column = self.columns.iter_mut().find(|column| column.0 == name).expect("a column of this name");
         column.1 = values;
         self
