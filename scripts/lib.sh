@@ -146,6 +146,13 @@ meminfo() {
     awk -v field="$1:" '$1 == field { print $2 }' /proc/meminfo
 }
 
+# server_memory QUEUES CONNECTIONS: MiB that a server is to have in huge pages, with so many connections in each
+# worker's table: each queue's UMEM, 16; the canvas, 4; each connection, 9 KiB. Less than the server takes shows as
+# a warning at its start; more is memory kept for nothing.
+server_memory() {
+    echo "$(($1 * (16 + $2 * 9 / 1024 + 1) + 4))"
+}
+
 # How many huge pages reserve_huge_pages has added to the kernel's pool.
 huge_pages_added=0
 

@@ -93,14 +93,24 @@ def lines(axes, report, title, series, log=False):
     for (name, times, values), colour in zip(series, COLOURS):
         axes.plot(times, values, color=colour, linewidth=1.4, label=name)
     if log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        log_scale(axes)
     else:
+        axes.margins(y=0.12)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(short)
     time_axis(axes, report)
     axes.set_title(title, loc="left", pad=16)
     axes.legend(fontsize=7, ncols=2, framealpha=0.85)
+
+
+def log_scale(axes):
+    """Milliseconds, labelled at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
 
 
 def short(value, _=None):
@@ -154,13 +164,12 @@ def curve(axes, report):
         points = [(inverse, ms) for inverse, ms in one["points"] if ms > 0]
         axes.plot(*zip(*points), color=colour, linewidth=1.4, label=one["name"])
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    log_scale(axes)
     most = max(inverse for one in curves for inverse, _ in one["points"])
     ticks = [10**nines for nines in range(0, len(f"{most:.0f}") + 1)]
     axes.set_xlim(1, ticks[-1])
     axes.set_xticks(ticks, [percentile_name(tick) for tick in ticks])
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(color="#DDE2E8", linewidth=0.7)
     axes.set_title(title, loc="left")
     axes.legend(fontsize=7)
@@ -198,10 +207,11 @@ def regimes(axes, report):
     names = [name.replace("_", " ") for name in server["regime_names"][:-1]]
     shares = [[share * 100 for share in regime] for regime in server["regimes"][:-1]]
     axes.stackplot(server["t_s"], shares, labels=names, colors=COLOURS)
+    axes.margins(y=0.3)  # room for the legend
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
     time_axis(axes, report)
     axes.set_title(title, loc="left", pad=16)
-    axes.legend(fontsize=7, ncols=2, framealpha=0.85)
+    axes.legend(fontsize=7, ncols=3, framealpha=0.85, loc="upper right")
 
 
 def drops(axes, report):
