@@ -4,6 +4,7 @@
 //! and the UDP sockets. Every limit here is small on purpose: a client of 15,000 in a process gets by with
 //! tens of KB, and most of them never receive more than acknowledgements.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,6 +19,8 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 use sha2::{Digest, Sha256};
+
+use crate::ports::SourcePort;
 
 /// Bytes of receive and of send buffer asked of the kernel for each socket. 4 MiB hold a burst of some
 /// 2,000 packets: a fan-out to the clients of one socket arrives in one. Larger costs kernel memory only
@@ -47,14 +50,17 @@ const KEEP_ALIVE: Duration = Duration::from_secs(3);
 pub enum Role {
     /// Paints: receives control frames only.
     Painter,
+    /// Also receives diffs.
+    Viewer,
     /// Mirrors the canvas: also receives diffs and tile streams.
     Watcher,
 }
 
-/// Client configurations for both roles, and what the verifier saw.
+/// Client configurations for all roles, and what the verifier saw.
 #[derive(Clone, Debug)]
 pub struct Configs {
     painter: ClientConfig,
+    viewer: ClientConfig,
     watcher: ClientConfig,
     verifier: Arc<PinVerifier>,
 }
@@ -79,13 +85,19 @@ impl Configs {
             config.transport_config(Arc::new(transport(role)));
             config
         };
-        Self { painter: config(Role::Painter), watcher: config(Role::Watcher), verifier }
+        Self {
+            painter: config(Role::Painter),
+            viewer: config(Role::Viewer),
+            watcher: config(Role::Watcher),
+            verifier,
+        }
     }
 
     /// The configuration of a client of this role.
     pub fn of(&self, role: Role) -> ClientConfig {
         match role {
             Role::Painter => self.painter.clone(),
+            Role::Viewer => self.viewer.clone(),
             Role::Watcher => self.watcher.clone(),
         }
     }
@@ -100,9 +112,10 @@ fn transport(role: Role) -> TransportConfig {
     // Bytes. A painter's control stream carries a WELCOME of under 1 KiB, then acknowledgements of 20
     // bytes. A watcher's streams carry the snapshot, at most 4 KiB a tile: a window of 1 MiB keeps a LAN
     // busy. Its datagram queue must hold what comes while the task waits its turn; 1 MiB is a burst of 900
-    // full diffs.
+    // full diffs. A viewer's is a tenth of that: there are thousands.
     let (stream_window, window, datagrams, uni_streams) = match role {
         Role::Painter => (4 << 10, 8 << 10, 4 << 10, 0),
+        Role::Viewer => (4 << 10, 8 << 10, 100 << 10, 0),
         Role::Watcher => (1 << 20, 2 << 20, 1 << 20, 8),
     };
     let mut config = TransportConfig::default();
@@ -123,16 +136,17 @@ fn transport(role: Role) -> TransportConfig {
     config
 }
 
-/// A socket of its own source port for clients of `server`.
+/// A socket for clients of `server`, on this source port, or on a free one if it is 0.
 ///
 /// # Errors
-/// No free port, no free file descriptor, or no such address family on this host.
-pub fn bind(server: SocketAddr) -> std::io::Result<UdpSocket> {
+/// The port is taken, there is no free port or no free file descriptor, or no such address family on this
+/// host.
+pub fn bind(server: SocketAddr, port: u16) -> std::io::Result<UdpSocket> {
     let any = match server.ip() {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = UdpSocket::bind((any, port))?;
     // Best effort, root's way first: with less buffer the run still works, and the kernel counts what it
     // drops.
     if setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
@@ -142,6 +156,47 @@ pub fn bind(server: SocketAddr) -> std::io::Result<UdpSocket> {
         let _ = setsockopt(&socket, sockopt::SndBuf, &SOCKET_BUFFER);
     }
     Ok(socket)
+}
+
+/// The sockets of a run.
+#[derive(Debug)]
+pub struct Sockets {
+    /// In the order of `ports`, if there are any.
+    pub sockets: Vec<UdpSocket>,
+    /// How many more were wanted, but found no free port.
+    pub ports_missing: u64,
+}
+
+/// `count` sockets for clients of `server`: on these source ports, if they are given, or on free ones. With
+/// too few free ports there are fewer, but at least `enough`: the run goes on, and says so.
+///
+/// # Errors
+/// Which resource of this host ran out, and what to do about it.
+pub fn bind_all(
+    server: SocketAddr,
+    count: usize,
+    ports: Option<&[SourcePort]>,
+    enough: usize,
+) -> Result<Sockets, String> {
+    let mut sockets = Vec::with_capacity(count);
+    for index in 0..count {
+        let port = ports.map_or(0, |ports| ports[index].port);
+        match bind(server, port) {
+            Ok(socket) => sockets.push(socket),
+            Err(error) if port != 0 => {
+                return Err(format!("cannot open UDP port {port}, which was chosen: {error}"));
+            }
+            Err(error) => {
+                let no_port = matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable);
+                if no_port && sockets.len() >= enough {
+                    return Ok(Sockets { ports_missing: (count - index) as u64, sockets });
+                }
+                let remedy = if no_port { "net.ipv4.ip_local_port_range" } else { "`ulimit -n`" };
+                return Err(format!("cannot open {count} UDP sockets: {error}; see {remedy}"));
+            }
+        }
+    }
+    Ok(Sockets { sockets, ports_missing: 0 })
 }
 
 /// quinn's endpoint on a socket. Call it inside of the runtime that is to drive it.

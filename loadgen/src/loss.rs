@@ -29,6 +29,11 @@ impl Loss {
         Self(format!("cannot open a UDP socket: {error}").into())
     }
 
+    /// Whether the server refused the token, or missed one.
+    pub fn is_unauthorized(&self) -> bool {
+        self.0 == CloseCode::Unauthorized.name()
+    }
+
     /// The cause, for counting.
     pub fn as_str(&self) -> &str {
         &self.0

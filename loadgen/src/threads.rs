@@ -1,8 +1,8 @@
 //! The threads that carry the load: one runtime each, on it a share of the sockets, and of the clients.
 //!
-//! Client `i` lives on thread `i % threads`, and there on each endpoint in turn, so that the first clients,
-//! which are the watchers, spread over all threads. Threads end when told to close, after the closes of
-//! their connections have gone out; they are not pinned, as several processes may share the cores.
+//! Which client lives on which thread and endpoint says [`crate::ports::place`]. Threads end when told to
+//! close, after the closes of their connections have gone out; they are not pinned each, but keep to the
+//! CPUs of their process.
 
 use std::io;
 use std::net::UdpSocket;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::stat::fstat;
 use quinn::Endpoint;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -26,15 +27,12 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Threads(Vec<JoinHandle<io::Result<()>>>);
 
 impl Threads {
-    /// Starts them, with the sockets dealt out in turn; there are at least as many sockets as threads.
+    /// Starts them, with the sockets dealt out in turn; there must be at least as many sockets as threads.
     ///
     /// # Errors
     /// Which resource of this host ran out.
-    pub fn start(shared: &Arc<Shared>) -> Result<Self, String> {
-        let (count, endpoints) = (shared.settings.threads, shared.settings.endpoints);
-        let sockets = (0..endpoints).map(|_| endpoint::bind(shared.server)).collect::<io::Result<Vec<_>>>();
-        let sockets =
-            sockets.map_err(|error| format!("cannot open {endpoints} sockets: {error}; see `ulimit -n`"))?;
+    pub fn start(shared: &Arc<Shared>, sockets: Vec<UdpSocket>) -> Result<Self, String> {
+        let count = shared.settings.threads;
         let mut shares: Vec<Vec<UdpSocket>> = std::iter::repeat_with(Vec::new).take(count).collect();
         for (index, socket) in sockets.into_iter().enumerate() {
             shares[index % count].push(socket);
@@ -69,8 +67,13 @@ impl Threads {
 /// connection.
 fn carry_load(shared: Arc<Shared>, thread: usize, sockets: Vec<UdpSocket>) -> io::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        shared.footprint.this_thread();
+        for socket in &sockets {
+            shared.footprint.socket(fstat(socket)?.st_ino);
+        }
         let endpoints = sockets.into_iter().map(endpoint::open).collect::<io::Result<Vec<_>>>()?;
         let mut clients = JoinSet::new();
+        // As `ports::place` says.
         let mine = (thread..shared.settings.clients).step_by(shared.settings.threads);
         for (index, endpoint) in mine.zip(endpoints.iter().cycle()) {
             clients.spawn(client::live(shared.clone(), thread, endpoint.clone(), index));
@@ -114,7 +117,12 @@ async fn rebind(shared: &Shared, thread: usize, endpoints: &[Endpoint]) -> io::E
         if shared.ramping() > 0 || *shared.phase.borrow() != Phase::Load {
             continue;
         }
-        if let Err(error) = endpoint::bind(shared.server).and_then(|socket| endpoint.rebind(socket)) {
+        let replace = || {
+            let socket = endpoint::bind(shared.server, 0)?;
+            shared.footprint.socket(fstat(&socket)?.st_ino);
+            endpoint.rebind(socket)
+        };
+        if let Err(error) = replace() {
             return error;
         }
         shared.stats.threads[thread].count.rebinds.add(1);

@@ -68,7 +68,7 @@ fn progress_goes_to_stderr_and_the_table_to_stdout() {
     assert_eq!(output.status.code(), Some(0));
     let progress: Vec<_> = text(&output.stderr).lines().collect();
     assert!(progress.iter().all(|line| line.starts_with("[m1] ")), "{progress:#?}");
-    assert!(progress.iter().filter(|line| line.contains("painting: 20 connected, 0 failed")).count() >= 1);
+    assert!(progress.iter().filter(|line| line.contains("window: 20 connected, 0 failed")).count() >= 1);
     assert!(text(&output.stdout).contains("20 of 20 came up"));
     let output = loadgen(&server).args(["--duration", "0.2", "--quiet"]).output().unwrap();
     assert_eq!(text(&output.stderr), "");
