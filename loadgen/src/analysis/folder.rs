@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use super::clients::{Clients, Curve, Phase};
+pub use super::clients::{Clients, Curve};
 pub use super::monitor::Monitor;
 pub use super::server::{Server, ServerSecond};
 
@@ -66,7 +66,7 @@ pub fn read(path: &Path) -> Result<Results, FolderError> {
         return Err(FolderError::NoResults(path.to_owned()));
     }
     // Without a load generator's file the server's start is the beginning of time.
-    let origin_ms = clients.as_ref().and_then(|clients| clients.started_unix_ms);
+    let origin_ms = clients.as_ref().and_then(Clients::started_unix_ms);
     let server = server_lines.and_then(|lines| Server::parse(&lines, origin_ms));
     let origin_ms = origin_ms.or(server.as_ref().and_then(|server| server.origin_ms));
     let monitor = csv.and_then(|csv| match Monitor::parse(&csv, origin_ms) {

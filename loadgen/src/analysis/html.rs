@@ -6,6 +6,7 @@ use super::diagnose::{HEALTHY, Outcome};
 use super::plot::{self, Line, MOST_SERIES, Vertical, short};
 use super::report::Analysis;
 use super::text::{percentiles, plural, severity};
+use crate::report::Loop;
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--paper:#fff;--back:#f6f8fa;--ink:#1f2328;--faint:#59636e;--line:#d1d9e0;\
@@ -73,12 +74,14 @@ pub(super) fn page(analysis: &Analysis) -> String {
 }
 
 fn run_line(analysis: &Analysis) -> String {
-    let Some(clients) = &analysis.clients else { return analysis.folder.clone() };
+    let Some(clients) = analysis.clients.as_ref().map(|clients| &clients.report) else {
+        return analysis.folder.clone();
+    };
     format!(
         "{} to {}, {} loop, {} clients, {} process{}; {}",
-        clients.scenario.as_deref().unwrap_or("load"),
+        clients.scenario.name(),
         clients.target,
-        if clients.closed_loop { "CLOSED" } else { "open" },
+        if clients.load_loop == Loop::Closed { "CLOSED" } else { "open" },
         clients.clients,
         clients.processes,
         if clients.processes == 1 { "" } else { "es" },
@@ -94,7 +97,7 @@ fn figures(analysis: &Analysis) -> Markup {
         h2 { "Figures of the measured window" }
         table.card {
             tr { th { "window" } td { (format!("{:.1} s", measured.window_s.1 - measured.window_s.0)) } }
-            @if let Some(clients) = &analysis.clients {
+            @if let Some(clients) = analysis.clients.as_ref().map(|clients| &clients.report) {
                 tr { th { "connections" } td {
                     (clients.connections) " of " (clients.clients) " came up, " (clients.failed) " failed"
                 } }
@@ -104,7 +107,7 @@ fn figures(analysis: &Analysis) -> Markup {
                 tr { th { "paint to diff" } td { (percentiles(&clients.latency_ms)) } }
                 tr { th { "handshake" } td { (percentiles(&clients.handshake_ms)) } }
                 tr { th { "ping" } td { (percentiles(&clients.ping_ms)) } }
-                @if let Some(side) = &clients.client {
+                @let side = &clients.client;
                     tr { th { "client machine" } td {
                         (format!(
                             "CPU {:.0}%, busiest thread {:.0}%, {:.0} MB, {:.1} KB a client",
@@ -114,7 +117,6 @@ fn figures(analysis: &Analysis) -> Markup {
                             side.kb_per_client
                         ))
                     } }
-                }
             }
             tr { th { "server" } td {
                 (measured.backend.as_deref().unwrap_or("unknown")) ", "
@@ -162,7 +164,7 @@ fn over_time(analysis: &Analysis, title: &str, lines: Vec<Line>, vertical: Verti
         return missing(title, "No data: see the notes at the end.");
     }
     let names: Vec<String> = lines.iter().map(|line| line.name.clone()).collect();
-    let phases = analysis.clients.as_ref().map_or(&[][..], |clients| clients.phases.as_slice());
+    let phases = analysis.clients.as_ref().map_or(&[][..], |clients| clients.report.phases.as_slice());
     picture(title, &names, plot::over_time(phases, &lines, vertical))
 }
 
@@ -195,7 +197,7 @@ fn latency(analysis: &Analysis) -> Markup {
         line(name, seconds().filter_map(|second| Some((second.t_s, percentile(&second.latency_ms)?))))
     };
     let curves = analysis.clients.as_ref().map_or(&[][..], |clients| clients.curves.as_slice());
-    let names: Vec<String> = curves.iter().map(|curve| curve.name.clone()).collect();
+    let names: Vec<String> = curves.iter().map(|curve| curve.name.to_owned()).collect();
     html! {
         h2 { "Latency" }
         (over_time(analysis, "From paint to diff, each second, in milliseconds (logarithmic)", vec![
@@ -269,7 +271,7 @@ fn regimes(analysis: &Analysis) -> Markup {
     let shares: Vec<&[f64]> = busy.iter().map(Vec::as_slice).collect();
     let names: Vec<String> =
         server.regime_names[..busy.len()].iter().map(|name| name.replace('_', " ")).collect();
-    let phases = analysis.clients.as_ref().map_or(&[][..], |clients| clients.phases.as_slice());
+    let phases = analysis.clients.as_ref().map_or(&[][..], |clients| clients.report.phases.as_slice());
     html! {
         h2 { "Where the server's time goes" }
         (picture(title, &names, plot::stacked(phases, &server.t_s, &shares)))

@@ -196,9 +196,10 @@ fn whole_run(results: &Results) -> (f64, f64) {
 }
 
 fn queues(results: &Results, window: (f64, f64)) -> Vec<Queue> {
-    let aimed = results.clients.as_ref().map_or(&[][..], |clients| clients.queues.as_slice());
+    let aimed =
+        results.clients.as_ref().and_then(|clients| clients.report.queues.as_deref()).unwrap_or_default();
     let count = results.server.as_ref().map_or(0, |server| server.queues);
-    let count = aimed.iter().map(|aimed| aimed.queue + 1).max().unwrap_or(0).max(count);
+    let count = aimed.iter().map(|aimed| aimed.queue as usize + 1).max().unwrap_or(0).max(count);
     (0..count)
         .map(|queue| {
             let workers = || {
@@ -215,7 +216,10 @@ fn queues(results: &Results, window: (f64, f64)) -> Vec<Queue> {
             Queue {
                 queue,
                 connections: workers().last().map(|worker| worker.connections),
-                aimed: aimed.iter().find(|aimed| aimed.queue == queue).map(|aimed| aimed.connections),
+                aimed: aimed
+                    .iter()
+                    .find(|aimed| aimed.queue as usize == queue)
+                    .map(|aimed| aimed.connections),
                 packets_per_s: mean(workers().map(|worker| worker.rx_packets_per_s))
                     .or_else(|| monitored(&format!("rx_packets_q{queue}"))),
                 messages_per_s: mean(workers().map(|worker| worker.messages_per_s)),

@@ -9,7 +9,9 @@ use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
 
-use super::folder::{Curve, Phase};
+use super::folder::Curve;
+use crate::report::PhaseTimes;
+use crate::sample::Stage;
 
 /// Size of a drawing in its own units; the page scales it. Wide enough for ten minutes of seconds, and so
 /// flat that two are in sight at once.
@@ -98,7 +100,7 @@ fn letters() -> TextStyle<'static> {
 }
 
 /// Lines over time, phases shaded.
-pub(super) fn over_time(phases: &[Phase], lines: &[Line], vertical: Vertical) -> String {
+pub(super) fn over_time(phases: &[PhaseTimes], lines: &[Line], vertical: Vertical) -> String {
     let log = vertical == Vertical::Log;
     let end = end_of(phases, lines.iter().flat_map(|line| line.points.iter().map(|point| point.0)));
     let lines: Vec<Vec<(f64, f64)>> = lines
@@ -135,7 +137,7 @@ pub(super) fn over_time(phases: &[Phase], lines: &[Line], vertical: Vertical) ->
 }
 
 /// Shares of time, stacked; what is left to 100 % is the last regime, waiting, and stays blank.
-pub(super) fn stacked(phases: &[Phase], t_s: &[f64], shares: &[&[f64]]) -> String {
+pub(super) fn stacked(phases: &[PhaseTimes], t_s: &[f64], shares: &[&[f64]]) -> String {
     let end = end_of(phases, t_s.iter().copied());
     let shown = t_s.partition_point(|t| *t < 0.0)..t_s.partition_point(|t| *t <= end);
     let t_s = &t_s[shown.clone()];
@@ -259,17 +261,17 @@ impl ValueFormatter<f64> for Axis {
 
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
 
-fn shade(chart: &mut Chart<'_, '_>, phases: &[Phase], end: f64, y: (f64, f64)) -> Drawing {
+fn shade(chart: &mut Chart<'_, '_>, phases: &[PhaseTimes], end: f64, y: (f64, f64)) -> Drawing {
     for phase in phases.iter().filter(|phase| phase.start_s < end && phase.end_s > phase.start_s) {
         let (from, to) = (phase.start_s.max(0.0), phase.end_s.min(end));
-        if phase.name != "window" {
+        if phase.name != Stage::Window {
             chart.draw_series([Rectangle::new([(from, y.0), (to, y.1)], SHADE.0.filled())])?;
         }
         // A name that is wider than its phase would run into the next one's.
         let width = (to - from) / end * f64::from(SIZE.0);
-        if width > phase.name.len() as f64 * f64::from(LETTERS) * 0.6 {
+        if width > phase.name.name().len() as f64 * f64::from(LETTERS) * 0.6 {
             let style = ("sans-serif", LETTERS - 2).into_font().color(&INK.0);
-            chart.draw_series([Text::new(phase.name.clone(), (from + end * 0.003, y.1), style)])?;
+            chart.draw_series([Text::new(phase.name.name(), (from + end * 0.003, y.1), style)])?;
         }
     }
     Ok(())
@@ -300,7 +302,7 @@ fn pieces(points: &[(f64, f64)]) -> Vec<&[(f64, f64)]> {
 }
 
 /// The end of the time axis: that of the last phase, where it is known, so that all drawings have the same.
-fn end_of(phases: &[Phase], times: impl Iterator<Item = f64>) -> f64 {
+fn end_of(phases: &[PhaseTimes], times: impl Iterator<Item = f64>) -> f64 {
     match phases.last() {
         Some(last) if last.end_s > 0.0 => last.end_s,
         _ => times.fold(1.0, f64::max),
@@ -398,9 +400,9 @@ mod tests {
 
     #[test]
     fn anything_can_be_drawn_and_turned_dark() {
-        let phases = [Phase { name: "ramp".into(), start_s: 0.0, end_s: 5.0 }];
+        let phases = [PhaseTimes { name: Stage::Ramp, start_s: 0.0, end_s: 5.0 }];
         let line = |points: &[(f64, f64)]| Line { name: "x".into(), points: points.to_vec() };
-        let curve = Curve { name: "x".into(), points: vec![(1.0, 2.0), (100.0, 9.0)] };
+        let curve = Curve { name: "x", points: vec![(1.0, 2.0), (100.0, 9.0)] };
         for svg in [
             over_time(&phases, &[line(&[(1.0, 5.0), (2.0, 7.0), (9.0, 1.0)])], Vertical::Linear),
             over_time(&[], &[line(&[(1.0, 0.0)]), line(&[])], Vertical::Log),

@@ -9,7 +9,7 @@ use super::diagnose::{HEALTHY, Outcome, Severity};
 use super::measure::Queue;
 use super::plot::short;
 use super::report::Analysis;
-use crate::report::Percentiles;
+use crate::report::{Loop, Percentiles};
 
 /// Columns.
 const WIDTH: usize = 100;
@@ -53,16 +53,16 @@ pub(super) fn text(analysis: &Analysis) -> String {
 fn load(out: &mut String, analysis: &Analysis) {
     let measured = &analysis.measured;
     let seconds = measured.window_s.1 - measured.window_s.0;
-    if let Some(clients) = &analysis.clients {
+    if let Some(clients) = analysis.clients.as_ref().map(|clients| &clients.report) {
         let processes = match clients.processes {
             1 => String::new(),
             n => format!(" from {n} processes"),
         };
         let text = format!(
             "{} to {}{processes}, {} loop; {seconds:.1} s measured",
-            clients.scenario.as_deref().unwrap_or("load"),
+            clients.scenario.name(),
             clients.target,
-            if clients.closed_loop { "CLOSED" } else { "open" },
+            if clients.load_loop == Loop::Closed { "CLOSED" } else { "open" },
         );
         row(out, "run", &text, Style::new());
         let text = format!(

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-pub use args::RunArgs;
 use crate::analysis::cli::ReportArgs;
+pub use args::RunArgs;
 pub use settings::{Settings, UsageError};
 
 /// The end of `--help`.

@@ -28,7 +28,8 @@ const MOST_CONNECTIONS: f64 = 65_536.0;
 
 pub(super) fn connection_cap(facts: Facts<'_>) -> Outcome {
     let told = facts.clients().map(|clients| {
-        let causes = clients.failures_by_cause.iter().filter(|(cause, _)| cause.contains("SERVER_FULL"));
+        let causes =
+            clients.report.failures_by_cause.iter().filter(|(cause, _)| cause.contains("SERVER_FULL"));
         causes.map(|(_, count)| count).sum::<u64>()
     });
     let table_full = facts.measured.drops.get("drop_full").copied();
@@ -40,7 +41,7 @@ pub(super) fn connection_cap(facts: Facts<'_>) -> Outcome {
     if count == 0 {
         return Outcome::Clear("no connection was refused".to_owned());
     }
-    let wanted = facts.clients().map_or(0, |clients| clients.clients) as f64;
+    let wanted = facts.clients().map_or(0, |clients| clients.report.clients) as f64;
     let workers = facts.measured.queues.len().max(1) as f64;
     // Half as many again: hashing does not deal connections out evenly.
     let room = (wanted / workers * 1.5).max(1.0);
@@ -56,7 +57,7 @@ pub(super) fn connection_cap(facts: Facts<'_>) -> Outcome {
             "{} clients were told SERVER_FULL; the server counts {} refusals; {} of {wanted} connected",
             told.map_or("?".to_owned(), |count| count.to_string()),
             refused.map_or("?".to_owned(), |count| count.to_string()),
-            facts.clients().map_or(0, |clients| clients.connections),
+            facts.clients().map_or(0, |clients| clients.report.connections),
         ),
         format!("{remedy}; or fewer --clients"),
     )
@@ -155,27 +156,23 @@ pub(super) fn client_limited(facts: Facts<'_>) -> Outcome {
     let Some(clients) = facts.clients() else {
         return unknown("no load generator's report");
     };
-    let figures = match &clients.client {
-        Some(side) => format!(
-            "client CPU {:.0}%, its busiest thread {:.0}%; sent late by p99 {}; {} unsent, {} receive errors",
-            side.cpu_share * 100.0,
-            side.max_thread_cpu_share * 100.0,
-            side.late_ms.p99.map_or("?".to_owned(), |ms| format!("{ms:.1} ms")),
-            side.unsent,
-            side.udp_rcvbuf_errors,
-        ),
-        None if clients.limited_by_client.is_empty() => {
-            return unknown("the load generators' reports do not say what their machines did");
-        }
-        None => "no figures of the client's machine".to_owned(),
-    };
-    if clients.limited_by_client.is_empty() {
+    let report = &clients.report;
+    let side = &report.client;
+    let figures = format!(
+        "client CPU {:.0}%, its busiest thread {:.0}%; sent late by p99 {}; {} unsent, {} receive errors",
+        side.cpu_share * 100.0,
+        side.max_thread_cpu_share * 100.0,
+        side.late_ms.p99.map_or("?".to_owned(), |ms| format!("{ms:.1} ms")),
+        side.unsent,
+        side.udp_rcvbuf_errors,
+    );
+    let Some(why) = &report.limited_by_client else {
         return Outcome::Clear(figures);
-    }
+    };
     found(
         Severity::Limit,
         "the client is the limit: these are its figures, not the server's",
-        format!("{}; {figures}", clients.limited_by_client.join("; ")),
+        format!("{why}; {figures}"),
         "more machines, or more cores: loadgen run paint --processes N on each of several (scripts/bench.sh \
          --client HOST --client HOST); sudo scripts/tune_client.sh apply; on one machine, fewer --clients",
     )
@@ -244,14 +241,14 @@ pub(super) fn connections_failed(facts: Facts<'_>) -> Outcome {
         return unknown("no load generator's report");
     };
     let causes: Vec<String> =
-        clients.failures_by_cause.iter().map(|(cause, count)| format!("{count} x {cause}")).collect();
-    let evidence = format!("{} of {} failed", clients.failed, clients.clients);
-    if clients.failed == 0 {
+        clients.report.failures_by_cause.iter().map(|(cause, count)| format!("{count} x {cause}")).collect();
+    let evidence = format!("{} of {} failed", clients.report.failed, clients.report.clients);
+    if clients.report.failed == 0 {
         return Outcome::Clear(evidence);
     }
     found(
         Severity::Fault,
-        format!("{} of {} connections failed", clients.failed, clients.clients),
+        format!("{} of {} connections failed", clients.report.failed, clients.report.clients),
         format!(
             "{evidence}: {}",
             if causes.is_empty() { "no cause told".to_owned() } else { causes.join(", ") }
@@ -265,13 +262,14 @@ pub(super) fn run_failed(facts: Facts<'_>) -> Outcome {
     let Some(clients) = facts.clients() else {
         return unknown("no load generator's report");
     };
-    if clients.errors.is_empty() {
+    let errors = clients.errors();
+    if errors.is_empty() {
         return Outcome::Clear("it ended as asked".to_owned());
     }
     found(
         Severity::Limit,
         "the run failed",
-        clients.errors.join("; "),
+        errors.join("; "),
         "see server.log and the load generators' own words (client-*.log), mend that, and run again",
     )
 }
