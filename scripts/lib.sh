@@ -106,7 +106,7 @@ start_server() {
     "$@" >"$prefix.json" 2>"$prefix.log" &
     server_pid=$!
     for ((attempt = 0; attempt < START_TIMEOUT * 10; attempt++)); do
-        if grep -q '"event":"start"' "$prefix.json"; then
+        if grep -qs '"event":"start"' "$prefix.json"; then
             return
         fi
         kill -0 "$server_pid" 2>/dev/null || break
