@@ -5,7 +5,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::diagnose::{HEALTHY, Outcome};
 use super::plot::{self, Line, MOST_SERIES, Vertical, short};
 use super::report::Analysis;
-use super::text::{percentiles, plural, severity};
+use super::text::{percentiles, server, severity};
 use crate::report::Loop;
 
 const STYLE: &str = "\
@@ -91,8 +91,6 @@ fn run_line(analysis: &Analysis) -> String {
 
 fn figures(analysis: &Analysis) -> Markup {
     let measured = &analysis.measured;
-    let share =
-        |share: Option<f64>| share.map_or("unknown".to_owned(), |share| format!("{:.0}%", share * 100.0));
     html! {
         h2 { "Figures of the measured window" }
         table.card {
@@ -119,11 +117,7 @@ fn figures(analysis: &Analysis) -> Markup {
                     } }
             }
             tr { th { "server" } td {
-                (measured.backend.as_deref().unwrap_or("unknown")) ", "
-                (plural(measured.queues.len(), "worker")) ": "
-                (short(measured.messages_per_s)) " messages/s; busy " (share(measured.mean_working()))
-                " on average, the busiest " (share(measured.busiest())) ", the master "
-                (share(measured.master_working))
+                (measured.backend.as_deref().unwrap_or("unknown")) ", " (server(measured))
             } }
         }
     }

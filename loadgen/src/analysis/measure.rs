@@ -30,8 +30,10 @@ pub struct Measured {
     pub master_working: Option<f64>,
     /// Drops by cause, by the server's count.
     pub drops: BTreeMap<String, u64>,
-    /// Packets lost for want of room in a receive buffer or ring.
+    /// Packets lost for want of room in a receive buffer or ring, by the server's count.
     pub kernel_drops: Counted,
+    /// The same of all UDP sockets in the server's network namespace, by the kernel's count.
+    pub host_rcvbuf_errors: Counted,
     /// Times that the kernel found a fill ring empty, each a packet lost.
     pub fill_ring_empty: Counted,
     /// Times that an io_uring submission queue was full.
@@ -156,17 +158,7 @@ impl Measured {
         };
         self.fill_ring_empty = or(self.fill_ring_empty, counted("fill_ring_empty"));
         self.sq_full = or(self.sq_full, counted("sq_full"));
-        // The host's counter of full socket buffers has other sockets' losses in it, and those of the server
-        // over sockets once more: so the larger of the two, not the sum.
-        let larger = |a: Option<f64>, b: Option<f64>| match (a, b) {
-            (Some(a), Some(b)) => Some(a.max(b)),
-            (a, b) => a.or(b),
-        };
-        let host = counted("rcvbuf_err");
-        self.kernel_drops = Counted {
-            window: larger(self.kernel_drops.window, host.window),
-            run: larger(self.kernel_drops.run, host.run),
-        };
+        self.host_rcvbuf_errors = counted("rcvbuf_err");
         let tables = monitor.column("conntrack_count").zip(monitor.column("conntrack_max"));
         self.conntrack = tables
             .filter(|(count, max)| count.0 == max.0 && max.1 > 0.0)

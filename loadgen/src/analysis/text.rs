@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use anstyle::{AnsiColor, Style};
 
 use super::diagnose::{HEALTHY, Outcome, Severity};
-use super::measure::Queue;
+use super::measure::{Measured, Queue};
 use super::plot::short;
 use super::report::Analysis;
 use crate::report::{Loop, Percentiles};
@@ -83,17 +83,7 @@ fn load(out: &mut String, analysis: &Analysis) {
         }
     }
     if let Some(backend) = &measured.backend {
-        let share =
-            |share: Option<f64>| share.map_or("?".to_owned(), |share| format!("{:.0}%", share * 100.0));
-        let text = format!(
-            "{backend}, {}: {} messages/s; busy {} on average, the busiest {}, the master {}",
-            plural(measured.queues.len(), "worker"),
-            short(measured.messages_per_s),
-            share(measured.mean_working()),
-            share(measured.busiest()),
-            share(measured.master_working),
-        );
-        row(out, "server", &text, Style::new());
+        row(out, "server", &format!("{backend}, {}", server(measured)), Style::new());
     }
     let mut drops: Vec<(&String, &u64)> = measured.drops.iter().collect();
     drops.sort_by_key(|drop| std::cmp::Reverse(drop.1));
@@ -104,6 +94,22 @@ fn load(out: &mut String, analysis: &Analysis) {
         if drops.is_empty() { "none".to_owned() } else { drops.join(", ") }.as_str(),
         Style::new(),
     );
+}
+
+/// What the server did, in a line.
+pub(super) fn server(measured: &Measured) -> String {
+    let share = |share: Option<f64>| share.map_or("?".to_owned(), |share| format!("{:.0}%", share * 100.0));
+    let master = match measured.master_working {
+        Some(_) => format!(", the master {}", share(measured.master_working)),
+        None => String::new(),
+    };
+    format!(
+        "{}: {} messages/s; busy {} on average, the busiest {}{master}",
+        plural(measured.queues.len(), "worker"),
+        short(measured.messages_per_s),
+        share(measured.mean_working()),
+        share(measured.busiest()),
+    )
 }
 
 fn queues(out: &mut String, analysis: &Analysis) {

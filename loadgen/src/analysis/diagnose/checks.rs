@@ -117,6 +117,19 @@ pub(super) fn receive_buffer_overflow(facts: Facts<'_>) -> Outcome {
         let rest = 1.0 - (empty / drops.run.unwrap_or(0.0).max(1.0)).min(1.0);
         drops = Counted { window: drops.window.map(|n| n * rest), run: drops.run.map(|n| n * rest) };
     }
+    // The host counts other programs' sockets, too; so its word is taken where the server's is missing, and
+    // what it has beyond the server's is only told.
+    let host = measured.host_rcvbuf_errors;
+    if drops.judged().is_none() {
+        drops = host;
+    } else if drops.judged() == Some(0.0) && host.judged().is_some_and(|count| count > 0.0) {
+        return found(
+            Severity::Note,
+            "receive buffer overflow on this host, but not of the server's sockets",
+            format!("RcvbufErrors grew by {}", short(host.judged().unwrap_or(0.0))),
+            "ss -uanpm shows whose (d in skmem)",
+        );
+    }
     let Some(share) = Lost::of(facts, drops) else {
         return unknown("no rx_kernel_drops or rcvbuf_err: neither server.jsonl nor monitor.csv is there");
     };
