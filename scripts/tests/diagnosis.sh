@@ -2,7 +2,7 @@
 # Tests of the diagnosis, end to end. See usage below.
 #
 # Each test makes the real server and the real load generator run into one limit, and asks `loadgen report` for its name.
-# Loads are small and the provocations coarse (a server that is stopped, a buffer of 4 KiB), so that a machine that does
+# Loads are small and the provocations coarse (a server that is stopped, a buffer of 64 KiB), so that a machine that does
 # something else meanwhile changes nothing; but it may make the load generator late, which it then says. So beside the
 # expected finding "client_limited" may stand, and nothing else. What cannot be provoked without changing the host for
 # everybody (a full connection tracking table) or a bug (a leak) is tested with made files, in loadgen's own tests.
@@ -77,12 +77,14 @@ load() {
     stop_server >/dev/null 2>&1 || true
 }
 
-# hold NAME SECONDS: the server is stopped for so long in the middle of the window, as by a debugger.
+# hold NAME SECONDS: the server is stopped for so long within the window, as by a debugger.
 hold() {
     local pid
     pid=$(head -n 1 "$scratch/$1/pids")
-    # The ramp takes half a second, and as much again for handshakes.
-    sleep "$((WARMUP + 3))"
+    until grep -qs '"phase":"window"' "$scratch/$1/timeline-test.jsonl"; do
+        kill -0 "$pid" || return
+        sleep 0.2
+    done
     kill -STOP "$pid"
     sleep "$2"
     kill -CONT "$pid"
@@ -103,16 +105,17 @@ connection_cap() {
 
 receive_buffer_overflow() {
     start receive_buffer_overflow 9473 "${serve_in[@]}" --backend socket -w 1 --listen 127.0.0.1:4473 \
-        --socket-recv-buffer 4KiB
-    hold receive_buffer_overflow 0.5 &
+        --socket-recv-buffer 64KiB
+    hold receive_buffer_overflow 1 &
     load receive_buffer_overflow https://127.0.0.1:4473 --clients 50
     wait "$!" || true
 }
 
 submission_queue_full() {
     start submission_queue_full 9474 "${serve_in[@]}" --backend io_uring -w 1 --listen 127.0.0.1:4474 \
-        --io-uring-sq-depth 16
-    load submission_queue_full https://127.0.0.1:4474 --clients 100 --watchers 100
+        --io-uring-sq-depth 16 --sqpoll
+    # The kernel's thread takes from the queue when it gets to it; a tick has to go to all these at once.
+    load submission_queue_full https://127.0.0.1:4474 --clients 50 --viewers 49
 }
 
 one_core_busy() {
@@ -172,8 +175,10 @@ client_limited
 judge healthy
 # Clients that were refused are failed clients, and a run with failed clients has failed.
 judge connection_cap connections_failed run_failed
-judge receive_buffer_overflow
-judge submission_queue_full
+# A server that loses most of what clients send loses some clients, too.
+judge receive_buffer_overflow connections_failed run_failed
+# Nothing is sent while the queue is full, and what comes in meanwhile waits.
+judge submission_queue_full server_cpu receive_buffer_overflow connections_failed run_failed
 judge one_core_busy
 judge fill_ring_empty
 # What so much load does to the server is its own affair.
