@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A load test from the host's check to the verdict, on one command. See usage below, bench/ for its steps, and testbed.sh
-# for the network of --testbed.
+# A load test from the host's check to the verdict, on one command. See usage below, bench/ for its steps, and
+# testbed.sh for the network of --testbed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/lib.sh
@@ -225,6 +225,7 @@ scripts/monitor.sh --pid "$server_pid" --metrics "http://$METRICS/metrics" --out
     2>"$out/monitor.log" &
 monitor_pid=$!
 
+learn_spread
 # Ctrl-C reaches the load generators, too: they end their window, and this goes on to the report.
 trap 'interrupted=yes' INT
 if [[ -n $testbed ]]; then

@@ -4,12 +4,24 @@
 # Seconds that clients may take to connect, verify nothing and end, beyond the times that they were given.
 readonly CLIENT_GRACE_S=60
 
-# load_command ID FOLDER: the arguments of loadgen for one machine, in the array `load`.
+# Notes how the server's interface spreads packets over its queues, for clients to choose their ports by.
+learn_spread() {
+    aligned=
+    [[ $queues -gt 1 ]] || return 0
+    if "$programs/xdp-server" rss --json --iface "$iface" >"$out/rss.json" 2>"$out/rss.log"; then
+        aligned=yes
+    else
+        say "connections fall on queues as chance has it: $(head -n 1 "$out/rss.log")"
+        rm "$out/rss.json"
+    fi
+}
+
+# load_command ID FOLDER RSS: the arguments of loadgen for one machine, in the array `load`. RSS is where rss.json is.
 load_command() {
     load=(run "$scenario" --target "$url" --id "$1" --clients "$((clients * processes))" --processes "$processes"
         --max-conn-jitter "$((ramp * 1000))" --warmup "$warmup" --duration "$duration" --out "$2")
-    if [[ $queues -gt 1 && -n $testbed ]]; then
-        load+=(--align-queues)
+    if [[ -n $aligned ]]; then
+        load+=(--align-queues --rss-config "$3")
     fi
 }
 
@@ -30,9 +42,9 @@ wait_all() {
 
 # The clients of --testbed: at the far end of the cable, on cores of their own.
 load_from_testbed() {
-    load_command testbed "$out"
-    say "loading: $((clients * processes)) clients connect within $ramp s, warm up for $warmup s, and are measured for" \
-        "$duration s"
+    load_command testbed "$out" "$out/rss.json"
+    say "loading: $((clients * processes)) clients connect within $ramp s, warm up for $warmup s, and are" \
+        "measured for $duration s"
     ip netns exec "$BED" taskset -c "$client_cpus" "$programs/loadgen" "${load[@]}" >"$out/client-testbed.log" &
     client_pids=($!)
     wait_all "${client_pids[@]}" || say "the load generator ended with status $?; see $out/client-testbed.log"
@@ -47,7 +59,8 @@ load_by_ssh() {
         folder=$(ssh "$host" mktemp -d) || die "cannot reach $host by ssh; try: ssh $host true"
         folders+=("$folder")
         scp -q "$programs/loadgen" "$host:$folder/loadgen" || die "cannot copy the load generator to $host:$folder"
-        load_command "$id" "$folder/results"
+        [[ -z $aligned ]] || scp -q "$out/rss.json" "$host:$folder/" || die "cannot copy rss.json to $host:$folder"
+        load_command "$id" "$folder/results" "$folder/rss.json"
         say "on $host: loadgen ${load[*]}"
         # shellcheck disable=SC2029 # What is to be expanded here, is.
         timeout "$((ramp + warmup + duration + CLIENT_GRACE_S))" \
@@ -68,8 +81,9 @@ load_by_ssh() {
 wait_for_clients() {
     local host i=0
     say "the server runs. Type on each client machine, in a clone of this repository, all at about the same time:"
+    [[ -z $aligned ]] || say "(with a copy of $out/rss.json there)"
     for host in "${hosts[@]}"; do
-        load_command "client-$((++i))" results
+        load_command "client-$((++i))" results rss.json
         say "  $host:  sudo scripts/tune_client.sh apply && cargo run --release -p loadgen -- ${load[*]}"
     done
     say "and when they are done, here, in another terminal:"

@@ -36,7 +36,8 @@ record_host() {
         --arg server_cpus "$server_cpus" --arg client_cpus "$client_cpus" \
         --arg server_version "$("$programs/xdp-server" --version)" \
         --arg loadgen_version "$("$programs/loadgen" --version)" --arg git_revision "$revision" \
-        --arg bench "scripts/bench.sh ${given[*]@Q}" --arg server "${server[*]@Q}" --arg loadgen "loadgen ${load[*]@Q}" \
+        --arg bench "scripts/bench.sh ${given[*]@Q}" --arg server "${server[*]@Q}" \
+        --arg loadgen "loadgen ${load[*]@Q}" \
         --argjson clients_on "$(jq -n -c '$ARGS.positional' --args "${hosts[@]}")" '
         {time: $time, kernel: $kernel, cpu: $cpu, cores: $cores, memory_mib: $memory_mib,
          nic: $nic, driver: $driver, queues: $queues,

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Tests of the diagnosis, end to end. See usage below.
 #
-# Each test makes the real server and the real load generator run into one limit, and asks `loadgen report` for its name.
-# Loads are small and the provocations coarse (a server that is stopped, a buffer of 64 KiB), so that a machine that does
-# something else meanwhile changes nothing; but it may make the load generator late, which it then says. So beside the
-# expected finding "client_limited" may stand, and nothing else. What cannot be provoked without changing the host for
+# Each test makes the real server and the real load generator run into one limit, and asks `loadgen report` for its
+# name. Loads are small and the provocations coarse (a server that is stopped, a buffer of 64 KiB), so that a machine
+# that does something else meanwhile changes nothing; but it may make the load generator late, which it then says. So
+# beside the expected finding "client_limited" may stand, and nothing else. What cannot be provoked without changing the host for
 # everybody (a full connection tracking table) or a bug (a leak) is tested with made files, in loadgen's own tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
