@@ -17,6 +17,7 @@
 //!
 //! What is proven, and by what: `verify`, `witness`.
 
+pub mod analysis;
 pub mod cli;
 mod client;
 mod endpoint;

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
                 Err(code) => code,
             }
         }
+        Command::Report(args) => args.run(),
         Command::Join(args) => match loadgen::join(&args) {
             Ok(report) => say(&report, args.json),
             Err(failure) => {

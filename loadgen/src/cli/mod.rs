@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::analysis::cli::ReportArgs;
 pub use args::RunArgs;
 pub use settings::{Settings, UsageError};
 
@@ -47,6 +48,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Merge the results of several processes or machines into one
     Join(JoinArgs),
+    /// Name the bottleneck of a run from its results folder, and draw it
+    Report(ReportArgs),
     /// Carry a share of another process's load; that process writes the settings on our standard input
     #[command(hide = true)]
     Worker,

@@ -102,7 +102,7 @@ impl Progress {
         if !self.shown {
             return;
         }
-        let share = if all > 0 { format!("{:3} %", done * 100 / all) } else { String::new() };
+        let share = (done * 100).checked_div(all).map_or_else(String::new, |share| format!("{share:3} %"));
         eprint!("\r\x1b[K{} {share}", self.stage.borrow());
         let _ = std::io::stderr().flush(); // a terminal that is gone needs no progress
     }

@@ -13,7 +13,7 @@ pub(super) fn settings(flags: &str) -> Settings {
     let nothing = |_: &Path| Err(io::ErrorKind::NotFound.into());
     match cli::parse_from(&args, &|_| None, &nothing).unwrap() {
         Command::Serve(settings) | Command::Doctor(settings) => settings,
-        Command::Rss { .. } => panic!("rss has no settings"),
+        other => panic!("{other:?} is neither"),
     }
 }
 
