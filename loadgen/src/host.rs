@@ -166,12 +166,12 @@ mod tests {
 
     #[test]
     fn only_our_sockets_drops_count() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout \
-                     inode ref pointer drops\n\
-                     1: 00000000:1151 00000000:0000 07 00000000:00000000 00:00000000 00000000 0 0 111 2 ff 40\n\
-                     2: 00000000:1152 00000000:0000 07 00000000:00000000 00:00000000 00000000 0 0 222 2 ff 7\n";
-        assert_eq!(drops(table, &HashSet::from([222])), 7);
-        assert_eq!(drops(table, &HashSet::from([111, 222])), 47);
+        let row = |number: u32, inode: u32, drops: u32| {
+            format!("{number}: 00000000:1151 00000000:0000 07 0:0 00:0 0 0 0 {inode} 2 ff {drops}\n")
+        };
+        let table = format!("  sl  local_address rem_address ...\n{}{}", row(1, 111, 40), row(2, 222, 7));
+        assert_eq!(drops(&table, &HashSet::from([222])), 7);
+        assert_eq!(drops(&table, &HashSet::from([111, 222])), 47);
         assert_eq!(drops("", &HashSet::from([111])), 0);
     }
 

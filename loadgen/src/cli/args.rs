@@ -7,12 +7,12 @@ use crate::scenario::Scenario;
 
 /// The end of `loadgen run --help`.
 const AFTER_HELP: &str = "\
-The server's certificate is NOT verified against any authority: this is a test tool, and test servers sign \
-their own. The handshake's signatures are checked all the same; --cert-sha256 pins one certificate.
+The server's certificate is NOT verified against any authority: this is a test tool, and test servers \
+sign their own. The handshake's signatures are checked all the same; --cert-sha256 pins one certificate.
 
-A run has a ramp, in which clients come up, a warm-up, the measured window, and a drain. Only what was due in \
-the window counts. Ctrl-C ends the window early but cleanly: painting stops, --verify verifies, the report is \
-printed. A second Ctrl-C quits at once, with exit code 130. `loadgen --help` lists all exit codes.";
+A run has a ramp, in which clients come up, a warm-up, the measured window, and a drain. Only what was due \
+in the window counts. Ctrl-C ends the window early but cleanly: painting stops, --verify verifies, the \
+report is printed. A second Ctrl-C quits at once, with exit code 130. `loadgen --help` lists all exit codes.";
 
 /// Flags; what a scenario decides is absent unless given.
 #[derive(Debug, clap::Args)]

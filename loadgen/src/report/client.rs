@@ -28,7 +28,8 @@ pub struct ClientLoad {
     pub max_thread_cpu_share: f64,
     /// Resident memory at the end of the window, in megabytes.
     pub rss_mb: f64,
-    /// Resident memory that it grew by since its start, in kilobytes for each connection that was up.
+    /// Resident memory that it grew by since it had no client, in kilobytes for each connection that was up.
+    /// Of a few clients it says little: histograms and socket buffers are most of it then.
     pub kb_per_client: f64,
     /// How late it began what was due, by its own doing.
     pub late_ms: Percentiles,

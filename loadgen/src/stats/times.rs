@@ -133,7 +133,7 @@ mod tests {
             prop_assert_eq!(&merged, &together);
             let counts = |times: &Distribution| {
                 let buckets = times.microseconds().iter_recorded();
-                buckets.map(|bucket| (bucket.value_iterated_to(), bucket.count_at_value())).collect::<Vec<_>>()
+                buckets.map(|b| (b.value_iterated_to(), b.count_at_value())).collect::<Vec<_>>()
             };
             prop_assert_eq!(counts(&merged), counts(&together));
             for q in [0.5, 0.9, 0.99, 0.999, 0.9999, 1.0] {
