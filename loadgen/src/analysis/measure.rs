@@ -4,6 +4,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 use super::folder::{Results, Server};
+use crate::rss::skew;
 
 /// The server's part of a run, over the measured window (over all of it, where no window is known).
 #[derive(Clone, Debug, Default, Serialize)]
@@ -118,7 +119,7 @@ impl Measured {
             return;
         }
         let most = packets.iter().copied().fold(0.0, f64::max);
-        self.skew = Some(most * packets.len() as f64 / sum);
+        self.skew = Some(skew(&packets));
         // The others may have none at all; a packet a second is as good as none.
         self.imbalance = Some(most / ((sum - most) / (packets.len() - 1) as f64).max(1.0));
     }

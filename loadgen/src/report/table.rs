@@ -127,7 +127,7 @@ impl Report {
     /// What each of the server's queues was to get.
     fn queues(&self, table: &mut Table) {
         let Some(queues) = &self.queues else { return };
-        let connections: Vec<u64> = queues.iter().map(|share| share.connections).collect();
+        let connections: Vec<f64> = queues.iter().map(|share| share.connections as f64).collect();
         let text = format!("{}, skew {:.2} (most over mean)", queues.len(), skew(&connections));
         table.row("queues aimed for", &text);
         table.columns("", &format!("{:>9}{:>13}{:>14}", "queue", "connections", "source ports"));

@@ -185,10 +185,10 @@ fn ports_that_run_out_are_said() {
 
 #[test]
 fn skew_is_the_busiest_over_the_mean() {
-    assert_eq!(skew(&[5, 5, 5, 5]), 1.0);
-    assert_eq!(skew(&[20, 0, 0, 0]), 4.0);
-    assert_eq!(skew(&[12, 10, 8]), 1.2);
-    assert_eq!((skew(&[]), skew(&[0, 0])), (1.0, 1.0));
+    assert_eq!(skew(&[5.0; 4]), 1.0);
+    assert_eq!(skew(&[20.0, 0.0, 0.0, 0.0]), 4.0);
+    assert_eq!(skew(&[12.0, 10.0, 8.0]), 1.2);
+    assert_eq!((skew(&[]), skew(&[0.0; 2])), (1.0, 1.0));
 }
 
 proptest! {

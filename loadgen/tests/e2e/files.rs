@@ -86,8 +86,9 @@ fn processes_align_with_what_their_parent_was_told() {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut running = command.spawn().unwrap();
     let fields = ["src_ip", "dst_ip", "src_port", "dst_port"];
-    let told = serde_json::json!({ "queues": 4, "key": "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b4",
-        "indirection": [0, 1, 2, 3], "fields": { "udp4": fields } });
+    let key = "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa";
+    let told = serde_json::json!({ "queues": 4, "key": key, "indirection": [0, 1, 2, 3],
+        "fields": { "udp4": fields, "udp6": fields } });
     running.stdin.take().unwrap().write_all(told.to_string().as_bytes()).unwrap();
     let output = running.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
