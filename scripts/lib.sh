@@ -106,7 +106,7 @@ start_server() {
     "$@" >"$prefix.json" 2>"$prefix.log" &
     server_pid=$!
     for ((attempt = 0; attempt < START_TIMEOUT * 10; attempt++)); do
-        if grep -q '"event":"start"' "$prefix.json"; then
+        if grep -qs '"event":"start"' "$prefix.json"; then
             return
         fi
         kill -0 "$server_pid" 2>/dev/null || break
@@ -144,6 +144,13 @@ server_address() {
 # A field of /proc/meminfo, in its own unit (kB or pages).
 meminfo() {
     awk -v field="$1:" '$1 == field { print $2 }' /proc/meminfo
+}
+
+# server_memory QUEUES CONNECTIONS: MiB that a server is to have in huge pages, with so many connections in each
+# worker's table: each queue's UMEM, 16; the canvas, 4; each connection, 9 KiB. Less than the server takes shows as
+# a warning at its start; more is memory kept for nothing.
+server_memory() {
+    echo "$(($1 * (16 + $2 * 9 / 1024 + 1) + 4))"
 }
 
 # How many huge pages reserve_huge_pages has added to the kernel's pool.

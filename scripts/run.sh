@@ -74,10 +74,6 @@ fi
 
 # A virtual cable of this name, so that testbed.sh's own one, xdpbed, may be up at the same time.
 readonly BED=xdprun
-# What is to fit into huge pages: each queue's UMEM and the canvas, in MiB, and each entry of a worker's table
-# of connections, in KiB. Less than the server takes shows as a problem in the result; more is memory kept for
-# nothing.
-readonly UMEM_MIB=16 CANVAS_MIB=4 CONNECTION_KIB=9
 
 loadgen_pid=
 bed_is_up=
@@ -110,7 +106,7 @@ target=$(target_directory)/release
 # On a real NIC: the server in the foreground, the clients elsewhere.
 serve_on_nic() {
     [[ -e /sys/class/net/$iface ]] || die "there is no interface $iface; there are: $(ls -x /sys/class/net)"
-    reserve_huge_pages "$((queues * (UMEM_MIB + 65536 * CONNECTION_KIB / 1024) + CANVAS_MIB))" || true
+    reserve_huge_pages "$(server_memory "$queues" 65536)" || true
     local address
     address=$(ip -o addr show dev "$iface" scope global | awk 'NR == 1 { sub(/\/.*/, "", $4); print $4 }')
     [[ -n $address ]] || die "$iface has no address; to give it one: ip address add ADDRESS/PREFIX dev $iface"
@@ -143,7 +139,7 @@ address=$(server_address "$BED" v4)
 # Queues are dealt out by hash: any worker may get far more than its share of the clients.
 table=$((clients * 2 < 65536 ? clients * 2 : 65536))
 huge_pages=no
-if reserve_huge_pages "$((queues * (UMEM_MIB + table * CONNECTION_KIB / 1024 + 1) + CANVAS_MIB))"; then
+if reserve_huge_pages "$(server_memory "$queues" "$table")"; then
     huge_pages=yes
 fi
 

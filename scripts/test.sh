@@ -12,8 +12,9 @@ usage: sudo scripts/test.sh
 
   1. formatting, clippy, shellcheck
   2. cargo test: units, properties, the XDP program, servers over a simulated network and in namespaces
-  3. a client in Python, written from canvas/PROTOCOL.md alone, against the server on sockets and on AF_XDP
-  4. the main job, scripts/run.sh, for a few seconds
+  3. limits that the real programs run into, and what `loadgen report` calls them
+  4. a client in Python, written from canvas/PROTOCOL.md alone, against the server on sockets and on AF_XDP
+  5. the main job, scripts/run.sh, for a few seconds
 
 Needs root: the tests make network namespaces, attach XDP programs and add huge pages; nothing is skipped, and
 nothing is left behind. Installs what a bare Debian 12 lacks (with apt-get). From a fresh clone it takes about
@@ -93,16 +94,16 @@ cargo_tests() {
     count "cargo test (${counts[2]} left out)" "${counts[0]}" "$((counts[1] + counts[2]))"
 }
 
-# The tests of the scripts that prepare a host, counted from their last line.
-host_preparation() {
-    local log=$scratch/host_prep.log status=0 counts
-    say "host preparation"
-    scripts/tests/host_prep.sh 2>&1 | tee "$log" || status=$?
+# count_of NAME COMMAND...: tests that count themselves; taken from their last line.
+count_of() {
+    local name=$1 log=$scratch/tests.log status=0 counts
+    say "$name"
+    "${@:2}" 2>&1 | tee "$log" || status=$?
     read -r -a counts < <(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed.*/\1 \2/p' "$log" | tail -n 1; echo 0 0)
     if [[ $status -ne 0 && ${counts[1]} -eq 0 ]]; then
         counts[1]=1
     fi
-    count "host preparation" "${counts[0]}" "${counts[1]}"
+    count "$name" "${counts[0]}" "${counts[1]}"
 }
 
 # client_in_python NAME HOST IN_BED SERVER-OPTION...: the tests of the Python client against a fresh server.
@@ -162,7 +163,8 @@ mapfile -t shell_programs < <(grep -rl '^#!/usr/bin/env bash' scripts .ci)
 check shellcheck shellcheck --external-sources "${shell_programs[@]}"
 check clippy as_owner cargo clippy --workspace --all-targets --locked -- -D warnings
 cargo_tests
-host_preparation
+count_of "host preparation" scripts/tests/host_prep.sh
+count_of diagnosis scripts/tests/diagnosis.sh --programs "$target/debug"
 check "Python environment" python_environment
 client_in_python "sockets" 127.0.0.1 '' --backend socket --queues 2
 check testbed scripts/testbed.sh up --name "$BED" --queues 2

@@ -22,8 +22,9 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::endpoint::Role;
 use crate::loss::Loss;
+use crate::newcomer::come_and_go;
 use crate::schedule::Schedule;
-use crate::session::{Answer, CanvasShape, Session, close};
+use crate::session::{Answer, CanvasShape, Session, close, hello};
 use crate::shared::{Phase, Shared};
 use crate::stats::ThreadStats;
 use crate::watcher::{Wake, Watcher};
@@ -44,11 +45,16 @@ const PAINT_DATAGRAM: usize = 11;
 /// Runs client `index` from its start to its end on the thread of `thread`'s number; what became of it is
 /// in the statistics.
 pub async fn live(shared: Arc<Shared>, thread: usize, endpoint: Endpoint, index: usize) {
+    let settings = &shared.settings;
+    let stats = &shared.stats.threads[thread];
+    let mut rng = SmallRng::seed_from_u64(settings.seed.wrapping_add(index as u64));
+    let due = Instant::now() + rng.random_range(Duration::ZERO..=settings.max_conn_jitter);
+    if index >= settings.clients - settings.newcomers {
+        return come_and_go(&shared, stats, &endpoint, index, due, rng).await;
+    }
     let mut phase = shared.phase.clone();
-    let mut rng = SmallRng::seed_from_u64(shared.settings.seed.wrapping_add(index as u64));
-    let start = Instant::now() + rng.random_range(Duration::ZERO..=shared.settings.max_conn_jitter);
     tokio::select! {
-        () = sleep_until(start) => {}
+        () = sleep_until(due) => {}
         // Told to stop before it came up, here or below: neither a connection nor a failure.
         _ = phase.wait_for(|&phase| phase != Phase::Load) => return shared.decided(),
     }
@@ -63,16 +69,17 @@ pub async fn live(shared: Arc<Shared>, thread: usize, endpoint: Endpoint, index:
             return shared.decided();
         }
     };
-    let stats = &shared.stats.threads[thread];
-    stats.handshake.record(session.handshake);
+    if settings.newcomers == 0 {
+        stats.handshake.record(session.established - due);
+    }
     shared.stats.connected();
-    stats.count.watchers.add(u64::from(index < shared.settings.watchers));
+    stats.count.watchers.add(u64::from(index < settings.watchers));
     shared.decided();
     let mut client = Client::new(&shared, stats, index, session, rng);
     let end = client.run(&mut phase).await;
     // What nobody will acknowledge any more must not be waited for.
     stats.count.frames_settled.add(client.unacknowledged.len() as u64);
-    let lost_watcher = client.watcher.is_some() && end.is_err();
+    let lost_watcher = index < settings.watchers && end.is_err();
     if let Some(watcher) = &client.watcher {
         watcher.finish(stats);
     }
@@ -93,14 +100,17 @@ pub async fn live(shared: Arc<Shared>, thread: usize, endpoint: Endpoint, index:
     }
 }
 
-async fn open(shared: &Shared, endpoint: &Endpoint, index: usize) -> Result<Session, Loss> {
-    let (role, flags) = match index < shared.settings.watchers {
-        true => (Role::Watcher, Watcher::HELLO_FLAGS),
-        false => (Role::Painter, 0),
-    };
-    let server = (shared.server, shared.settings.target.server_name());
-    let deadline = Instant::now() + shared.settings.connect_timeout;
-    let session = Session::open(endpoint, shared.configs.of(role), server, flags, deadline).await?;
+/// Connects client `index`, in its role, up to the WELCOME.
+///
+/// # Errors
+/// Whatever stood in the way.
+pub async fn open(shared: &Shared, endpoint: &Endpoint, index: usize) -> Result<Session, Loss> {
+    let settings = &shared.settings;
+    let role = settings.role(index);
+    let server = (shared.server, settings.target.server_name());
+    let hello = hello(Watcher::hello_flags(role), &settings.token);
+    let deadline = Instant::now() + settings.connect_timeout;
+    let session = Session::open(endpoint, shared.configs.of(role), server, hello, deadline).await?;
     if session.shape != shared.shape {
         close(&session.connection, CloseCode::ProtocolViolation);
         return Err(Loss::protocol("WELCOME differs between connections"));
@@ -116,8 +126,11 @@ struct Client<'a> {
     rng: SmallRng,
     schedule: Schedule,
     next_seq: u32,
-    /// PAINT frames of one pixel each, in the order sent, which is about that of their acknowledgements.
-    unacknowledged: VecDeque<(u32, Pixel)>,
+    /// PAINT frames of one pixel each, with when they were due, in the order sent, which is about that of
+    /// their acknowledgements.
+    unacknowledged: VecDeque<(u32, Pixel, Instant)>,
+    /// In a closed loop: a paint's answer has not come.
+    waiting: bool,
     /// The cause that a NOTICE gave for the end of the connection, and when not to wait for that any longer.
     announced: Option<(Loss, Instant)>,
     /// Boxed: most clients have none, and it is large.
@@ -145,8 +158,9 @@ impl<'a> Client<'a> {
         let settings = &shared.settings;
         let now = Instant::now();
         let schedule = Schedule::start(now, settings.min_pixel_wait, settings.max_pixel_wait, &mut rng);
-        let watcher = (index < settings.watchers)
-            .then(|| Box::new(Watcher::new(index, shared.shape.geometry, now, shared.round.clone())));
+        let role = settings.role(index);
+        let watcher = (role != Role::Painter)
+            .then(|| Box::new(Watcher::new(index, role, shared.shape.geometry, now, shared.round.clone())));
         Self {
             shared,
             stats,
@@ -156,6 +170,7 @@ impl<'a> Client<'a> {
             schedule,
             next_seq: 0,
             unacknowledged: VecDeque::new(),
+            waiting: false,
             announced: None,
             watcher,
         }
@@ -167,18 +182,25 @@ impl Client<'_> {
     async fn run(&mut self, phase: &mut watch::Receiver<Phase>) -> Result<(), Loss> {
         let due = sleep_until(self.schedule.due());
         tokio::pin!(due);
-        let mut painting = true;
+        let mut painting = self.index < self.shared.settings.painters;
+        let mut told_to_settle = false;
         loop {
             let now_phase = *phase.borrow_and_update();
             if now_phase == Phase::Close {
                 return Ok(());
             }
-            if painting && now_phase == Phase::Quiet {
-                painting = false;
+            if now_phase == Phase::Quiet && !told_to_settle {
+                (painting, told_to_settle) = (false, true);
                 if let Some(watcher) = &mut self.watcher {
                     watcher.settle(&mut self.session.outbox);
                 }
             }
+            if self.waiting && self.answered() {
+                self.waiting = false;
+                self.schedule.restart(Instant::now(), &mut self.rng);
+                due.as_mut().reset(self.schedule.due());
+            }
+            let may_paint = painting && !self.waiting;
             let Session { connection, inbox, outbox, .. } = &mut self.session;
             let sending = outbox.pending();
             let event = tokio::select! {
@@ -187,7 +209,7 @@ impl Client<'_> {
                     // The coordinator is gone: so is the run.
                     Err(_) => return Ok(()),
                 },
-                () = &mut due, if painting => Event::Due,
+                () = &mut due, if may_paint => Event::Due,
                 received = inbox.receive() => { received?; Event::Control }
                 sent = outbox.flush(), if sending => { sent?; Event::Sent }
                 datagram = connection.read_datagram() => Event::Datagram(datagram?),
@@ -239,7 +261,12 @@ impl Client<'_> {
         }
     }
 
-    /// Paints all that is due by now, up to a burst.
+    /// Closed loop: whether the answers to all paints have come, a watcher's diffs included.
+    fn answered(&self) -> bool {
+        self.unacknowledged.is_empty() && self.watcher.as_ref().is_none_or(|watcher| watcher.all_confirmed())
+    }
+
+    /// Paints all that is due by now, up to a burst; in a closed loop one pixel.
     fn paint_what_is_due(&mut self) -> Result<(), Loss> {
         let now = Instant::now();
         for _ in 0..MAX_BURST {
@@ -247,12 +274,18 @@ impl Client<'_> {
             if due > now {
                 break;
             }
+            self.stats.was_late(due, now - due);
+            if self.shared.settings.closed_loop {
+                self.waiting = true;
+                return self.paint(now);
+            }
             self.schedule.advance(&mut self.rng);
             self.paint(due)?;
         }
         Ok(())
     }
 
+    /// Paints a pixel, on account of what was due at `due`.
     fn paint(&mut self, due: Instant) -> Result<(), Loss> {
         let pixel = match &self.watcher {
             Some(watcher) => watcher.choose(&self.shared.shape, &mut self.rng),
@@ -260,25 +293,25 @@ impl Client<'_> {
         };
         let wire = [pixel.to_wire()];
         let (seq, pixels) = (self.next_seq, Pixels::new(&wire));
-        let count = &self.stats.count;
+        let stats = self.stats;
         if self.rng.random_bool(self.shared.settings.frame_share) {
             if self.session.outbox.full() {
-                count.pixels_unsent.add(1);
+                stats.add(due, |count| &count.pixels_unsent, 1);
                 return Ok(());
             }
             if let Some(witness) = &self.shared.witness {
                 witness.sent(pixel);
             }
             self.session.outbox.queue(&ClientFrame::Paint { seq, flags: 0, pixels });
-            self.unacknowledged.push_back((seq, pixel));
-            count.frames_sent.add(1);
-            count.pixels_sent_frame.add(1);
+            self.unacknowledged.push_back((seq, pixel, due));
+            stats.count.frames_sent.add(1);
+            stats.add(due, |count| &count.pixels_sent_frame, 1);
         } else {
             let mut payload = Vec::with_capacity(PAINT_DATAGRAM);
             ClientDatagram::Paint { seq, pixels }.encode(&mut payload);
             // With too little space quinn would drop the oldest datagram that waits, and not say so.
             if self.session.connection.datagram_send_buffer_space() < payload.len() {
-                count.pixels_unsent.add(1);
+                stats.add(due, |count| &count.pixels_unsent, 1);
                 return Ok(());
             }
             if let Some(witness) = &self.shared.witness {
@@ -288,7 +321,7 @@ impl Client<'_> {
                 SendDatagramError::ConnectionLost(error) => Loss::from(error),
                 other => Loss::protocol(other),
             })?;
-            count.pixels_sent_datagram.add(1);
+            stats.add(due, |count| &count.pixels_sent_datagram, 1);
         }
         self.next_seq = seq.wrapping_add(1);
         if let Some(watcher) = &mut self.watcher {
@@ -298,21 +331,20 @@ impl Client<'_> {
     }
 
     fn acknowledged(&mut self, ack: PaintAck) -> Result<(), Loss> {
-        let place = self.unacknowledged.iter().position(|&(seq, _)| seq == ack.seq);
-        let Some((_, pixel)) = place.and_then(|place| self.unacknowledged.remove(place)) else {
+        let place = self.unacknowledged.iter().position(|&(seq, ..)| seq == ack.seq);
+        let Some((_, pixel, due)) = place.and_then(|place| self.unacknowledged.remove(place)) else {
             return Err(self.fault("PAINT_ACK of no outstanding PAINT", ack));
         };
-        let count = &self.stats.count;
-        count.frames_settled.add(1);
+        self.stats.count.frames_settled.add(1);
         match (ack.applied, ack.rejected) {
             (1, 0) => {
-                count.pixels_acked.add(1);
+                self.stats.add(due, |count| &count.pixels_acked, 1);
                 if let Some(witness) = &self.shared.witness {
                     witness.acknowledged(pixel);
                 }
             }
             (0, 1) => {
-                count.pixels_rejected.add(1);
+                self.stats.add(due, |count| &count.pixels_rejected, 1);
                 if let Some(watcher) = &mut self.watcher {
                     watcher.rejected(pixel, self.stats);
                 }
@@ -358,5 +390,23 @@ async fn watch(watcher: &mut Option<Box<Watcher>>, connection: &Connection) -> R
     match watcher {
         Some(watcher) => watcher.wait(connection).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of a client's task. There are 15,000 in a process, of which each is to cost 40 KB with all that
+    /// QUIC and TLS keep: a buffer in a future would be held by all of them, all the time.
+    const TASK: usize = 4 << 10;
+
+    #[test]
+    fn a_client_is_a_small_task() {
+        assert!(future_size(live) <= TASK, "{} bytes", future_size(live));
+    }
+
+    fn future_size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
     }
 }

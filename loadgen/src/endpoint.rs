@@ -4,6 +4,7 @@
 //! and the UDP sockets. Every limit here is small on purpose: a client of 15,000 in a process gets by with
 //! tens of KB, and most of them never receive more than acknowledgements.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -47,14 +48,17 @@ const KEEP_ALIVE: Duration = Duration::from_secs(3);
 pub enum Role {
     /// Paints: receives control frames only.
     Painter,
+    /// Also receives diffs.
+    Viewer,
     /// Mirrors the canvas: also receives diffs and tile streams.
     Watcher,
 }
 
-/// Client configurations for both roles, and what the verifier saw.
+/// Client configurations for all roles, and what the verifier saw.
 #[derive(Clone, Debug)]
 pub struct Configs {
     painter: ClientConfig,
+    viewer: ClientConfig,
     watcher: ClientConfig,
     verifier: Arc<PinVerifier>,
 }
@@ -79,13 +83,19 @@ impl Configs {
             config.transport_config(Arc::new(transport(role)));
             config
         };
-        Self { painter: config(Role::Painter), watcher: config(Role::Watcher), verifier }
+        Self {
+            painter: config(Role::Painter),
+            viewer: config(Role::Viewer),
+            watcher: config(Role::Watcher),
+            verifier,
+        }
     }
 
     /// The configuration of a client of this role.
     pub fn of(&self, role: Role) -> ClientConfig {
         match role {
             Role::Painter => self.painter.clone(),
+            Role::Viewer => self.viewer.clone(),
             Role::Watcher => self.watcher.clone(),
         }
     }
@@ -100,9 +110,10 @@ fn transport(role: Role) -> TransportConfig {
     // Bytes. A painter's control stream carries a WELCOME of under 1 KiB, then acknowledgements of 20
     // bytes. A watcher's streams carry the snapshot, at most 4 KiB a tile: a window of 1 MiB keeps a LAN
     // busy. Its datagram queue must hold what comes while the task waits its turn; 1 MiB is a burst of 900
-    // full diffs.
+    // full diffs. A viewer's is a tenth of that: there are thousands.
     let (stream_window, window, datagrams, uni_streams) = match role {
         Role::Painter => (4 << 10, 8 << 10, 4 << 10, 0),
+        Role::Viewer => (4 << 10, 8 << 10, 100 << 10, 0),
         Role::Watcher => (1 << 20, 2 << 20, 1 << 20, 8),
     };
     let mut config = TransportConfig::default();
@@ -123,10 +134,11 @@ fn transport(role: Role) -> TransportConfig {
     config
 }
 
-/// A socket for clients of `server` with this source port; 0 is any free one.
+/// A socket for clients of `server`, on this source port, or on a free one if it is 0.
 ///
 /// # Errors
-/// The port is in use, no free port, no free file descriptor, or no such address family on this host.
+/// The port is taken, there is no free port or no free file descriptor, or no such address family on this
+/// host.
 pub fn bind(server: SocketAddr, port: u16) -> std::io::Result<UdpSocket> {
     let any = match server.ip() {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -142,6 +154,38 @@ pub fn bind(server: SocketAddr, port: u16) -> std::io::Result<UdpSocket> {
         let _ = setsockopt(&socket, sockopt::SndBuf, &SOCKET_BUFFER);
     }
     Ok(socket)
+}
+
+/// The sockets of a run.
+#[derive(Debug)]
+pub struct Sockets {
+    /// In the order in which clients are dealt out to them; at least one for each thread.
+    pub sockets: Vec<UdpSocket>,
+    /// How many more were wanted, but found no free port.
+    pub ports_missing: u64,
+}
+
+/// `count` sockets for clients of `server`, on whichever ports are free. With too few of them there are fewer
+/// sockets, but at least `enough`: the run goes on, and says so.
+///
+/// # Errors
+/// Which resource of this host ran out, and what to do about it.
+pub fn bind_all(server: SocketAddr, count: usize, enough: usize) -> Result<Sockets, String> {
+    let mut sockets = Vec::with_capacity(count);
+    for index in 0..count {
+        match bind(server, 0) {
+            Ok(socket) => sockets.push(socket),
+            Err(error) => {
+                let no_port = matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable);
+                if no_port && sockets.len() >= enough {
+                    return Ok(Sockets { ports_missing: (count - index) as u64, sockets });
+                }
+                let remedy = if no_port { "net.ipv4.ip_local_port_range" } else { "`ulimit -n`" };
+                return Err(format!("cannot open {count} UDP sockets: {error}; see {remedy}"));
+            }
+        }
+    }
+    Ok(Sockets { sockets, ports_missing: 0 })
 }
 
 /// quinn's endpoint on a socket. Call it inside of the runtime that is to drive it.

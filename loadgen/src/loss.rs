@@ -6,6 +6,9 @@ use std::fmt;
 use canvas::codes::CloseCode;
 use quinn::{ConnectError, ConnectionError, ReadError, TransportErrorCode, WriteError};
 
+/// How the cause begins of a connection that was given up for what the server sent.
+const BROKE: &str = "server broke the protocol";
+
 /// The cause for which a connection did not come up, or was lost. Causes are for counting, so no address or
 /// time of a single connection is in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +24,12 @@ impl Loss {
 
     /// The server broke the protocol, in this way.
     pub fn protocol(what: impl fmt::Display) -> Self {
-        Self(format!("server broke the protocol: {what}").into())
+        Self(format!("{BROKE}: {what}").into())
+    }
+
+    /// Whether this cause, of those that were counted, is the server's breaking the protocol.
+    pub fn is_protocol(cause: &str) -> bool {
+        cause.starts_with(BROKE)
     }
 
     /// The server closed the connection with this code of its own, or announced that it will.
@@ -35,6 +43,11 @@ impl Loss {
     /// This host gave no UDP socket.
     pub fn no_socket(error: std::io::Error) -> Self {
         Self(format!("cannot open a UDP socket: {error}").into())
+    }
+
+    /// Whether the server refused the token, or missed one.
+    pub fn is_unauthorized(&self) -> bool {
+        self.0 == CloseCode::Unauthorized.name()
     }
 
     /// The cause, for counting.

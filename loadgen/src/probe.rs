@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::endpoint::{Configs, Role, bind, open};
 use crate::loss::Loss;
-use crate::session::{Answer, CanvasShape, Session, TileStreams, close};
+use crate::session::{Answer, CanvasShape, Session, TileStreams, close, hello};
 use crate::verify::Snapshot;
 
 /// Asks one server.
@@ -24,12 +24,14 @@ pub struct Probe {
     configs: Configs,
     server: SocketAddr,
     name: String,
+    token: String,
     timeout: Duration,
     session: Session,
 }
 
 impl Probe {
-    /// Connects to `server`, called `name` in TLS; this and every question has `timeout` to be answered.
+    /// Connects to `server`, called `name` in TLS, and presents `token`; this and every question has
+    /// `timeout` to be answered.
     ///
     /// # Errors
     /// No socket to ask from, or the server did not answer.
@@ -37,13 +39,16 @@ impl Probe {
         configs: Configs,
         server: SocketAddr,
         name: &str,
+        token: &str,
         timeout: Duration,
     ) -> Result<Self, Loss> {
         let endpoint = bind(server, 0).and_then(open).map_err(Loss::no_socket)?;
         let deadline = Instant::now() + timeout;
         let session =
-            Session::open(&endpoint, configs.of(Role::Painter), (server, name), 0, deadline).await?;
-        Ok(Self { endpoint, configs, server, name: name.to_owned(), timeout, session })
+            Session::open(&endpoint, configs.of(Role::Painter), (server, name), hello(0, token), deadline)
+                .await?;
+        let (name, token) = (name.to_owned(), token.to_owned());
+        Ok(Self { endpoint, configs, server, name, token, timeout, session })
     }
 
     /// The server's address.
@@ -72,7 +77,8 @@ impl Probe {
     pub async fn snapshot(&self) -> Result<Snapshot, Loss> {
         let deadline = Instant::now() + self.timeout;
         let (config, server) = (self.configs.of(Role::Watcher), (self.server, self.name.as_str()));
-        let session = Session::open(&self.endpoint, config, server, HELLO_SNAPSHOT, deadline).await?;
+        let hello = hello(HELLO_SNAPSHOT, &self.token);
+        let session = Session::open(&self.endpoint, config, server, hello, deadline).await?;
         let snapshot =
             timeout_at(deadline, receive_snapshot(&session)).await.unwrap_or(Err(Loss::ANSWER_TIMEOUT));
         close(&session.connection, CloseCode::Ok);

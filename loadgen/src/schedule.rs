@@ -1,9 +1,9 @@
-//! When a client paints: an open loop of due times.
+//! When a client acts: an open loop of due times.
 //!
 //! The next due time is the last *due* time plus a random interval, never the time of sending plus an
 //! interval. So a stalled server, or a busy load generator, does not thin the load out: what fell behind is
 //! sent at once when it can be, and its latency counts from when it was due. (A closed loop would hide
-//! exactly the stalls that are looked for.)
+//! exactly the stalls that are looked for, and can be had for comparison: [`Schedule::restart`].)
 
 use std::time::Duration;
 
@@ -19,20 +19,26 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Starts at `now`; the first paint is due after a first random interval, so that clients that connected
-    /// together do not paint together. `min` must not exceed `max`.
+    /// Starts at `now`; the first action is due after a first random interval, so that clients that connected
+    /// together do not act together. `min` must not exceed `max`.
     pub fn start(now: Instant, min: Duration, max: Duration, rng: &mut impl Rng) -> Self {
         let mut schedule = Self { due: now, min, max };
         schedule.advance(rng);
         schedule
     }
 
-    /// When the next paint is due; in the past if the client has fallen behind.
+    /// When the next action is due; in the past if the client has fallen behind.
     pub fn due(&self) -> Instant {
         self.due
     }
 
-    /// Moves on to the next paint.
+    /// The closed loop: the next action is due an interval from `now`, whatever was due before.
+    pub fn restart(&mut self, now: Instant, rng: &mut impl Rng) {
+        self.due = now;
+        self.advance(rng);
+    }
+
+    /// Moves on to the next action.
     pub fn advance(&mut self, rng: &mut impl Rng) {
         self.due += rng.random_range(self.min..=self.max);
     }

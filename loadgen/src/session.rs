@@ -7,7 +7,6 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::task::Poll;
-use std::time::Duration;
 
 use canvas::Geometry;
 use canvas::codec::control::{ClientFrame, Decoded, PaintAck, ServerFrame, ServerStats, Welcome};
@@ -59,12 +58,12 @@ pub struct Session {
     pub outbox: Outbox,
     /// What the WELCOME said.
     pub shape: CanvasShape,
-    /// Time from the first packet to the end of the QUIC handshake.
-    pub handshake: Duration,
+    /// When the QUIC handshake ended.
+    pub established: Instant,
 }
 
 impl Session {
-    /// Connects, says HELLO with these flags and waits for the WELCOME, all by `deadline`.
+    /// Connects, sends this HELLO and waits for the WELCOME, all by `deadline`.
     ///
     /// # Errors
     /// Whatever stood in the way.
@@ -72,18 +71,17 @@ impl Session {
         endpoint: &Endpoint,
         config: ClientConfig,
         (server, name): (SocketAddr, &str),
-        flags: u16,
+        hello: ClientFrame<'_>,
         deadline: Instant,
     ) -> Result<Self, Loss> {
-        let start = Instant::now();
         let connecting = endpoint.connect_with(config, server, name)?;
         let connection = timeout_at(deadline, connecting).await.map_err(|_| Loss::CONNECT_TIMEOUT)??;
-        let handshake = start.elapsed();
-        let hello = async {
+        let established = Instant::now();
+        let welcome = async {
             let (send, recv) = connection.open_bi().await?;
             let mut outbox = Outbox { send, bytes: Vec::new() };
             let mut inbox = Inbox { recv, bytes: Vec::new() };
-            outbox.queue(&ClientFrame::Hello { version: PROTOCOL_VERSION, flags, token: &[] });
+            outbox.queue(&hello);
             while outbox.pending() {
                 outbox.flush().await?;
             }
@@ -96,8 +94,8 @@ impl Session {
                 }
             }
         };
-        match timeout_at(deadline, hello).await.unwrap_or(Err(Loss::CONNECT_TIMEOUT)) {
-            Ok((inbox, outbox, shape)) => Ok(Self { connection, inbox, outbox, shape, handshake }),
+        match timeout_at(deadline, welcome).await.unwrap_or(Err(Loss::CONNECT_TIMEOUT)) {
+            Ok((inbox, outbox, shape)) => Ok(Self { connection, inbox, outbox, shape, established }),
             Err(loss) => {
                 // If it is the connection that was lost, this does nothing.
                 close(&connection, CloseCode::ProtocolViolation);
@@ -105,6 +103,11 @@ impl Session {
             }
         }
     }
+}
+
+/// The HELLO with these flags and this token.
+pub fn hello(flags: u16, token: &str) -> ClientFrame<'_> {
+    ClientFrame::Hello { version: PROTOCOL_VERSION, flags, token: token.as_bytes() }
 }
 
 /// Closes a connection with one of the protocol's codes.

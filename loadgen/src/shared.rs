@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cli::Settings;
 use crate::endpoint::Configs;
+use crate::host::Footprint;
 use crate::session::CanvasShape;
 use crate::stats::Stats;
 use crate::verify::{Round, Verdict};
@@ -37,6 +38,8 @@ pub struct Shared {
     pub shape: CanvasShape,
     /// Counters and histograms.
     pub stats: Stats,
+    /// What the run takes of this machine.
+    pub footprint: Footprint,
     /// Pixels to look for in the end, with `--verify`.
     pub witness: Option<Witness>,
     /// What to do.
@@ -72,13 +75,26 @@ impl Shared {
         let (phase_sender, phase) = watch::channel(Phase::Load);
         let (round_sender, round) = watch::channel(None);
         let (verdicts, verdicts_receiver) = mpsc::unbounded_channel();
-        let witness = if settings.verify { Witness::new(shape.geometry) } else { None };
+        let witness = if settings.verify && settings.alone { Witness::new(shape.geometry) } else { None };
         let stats = Stats::new(settings.threads);
         let ramping = AtomicU64::new(settings.clients as u64);
         let fault = Mutex::new(None);
         let signals = Signals { phase: phase_sender, round: round_sender, verdicts: verdicts_receiver };
         (
-            Self { settings, server, configs, shape, stats, witness, phase, round, verdicts, ramping, fault },
+            Self {
+                settings,
+                server,
+                configs,
+                shape,
+                stats,
+                footprint: Footprint::default(),
+                witness,
+                phase,
+                round,
+                verdicts,
+                ramping,
+                fault,
+            },
             signals,
         )
     }

@@ -9,9 +9,11 @@ use std::str::FromStr;
 
 use canvas::codes::DEFAULT_PORT;
 use rustls::pki_types::ServerName;
+use serde::{Deserialize, Serialize};
 
 /// The server to load, as given by the user; resolve it to know its addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Target {
     /// Host name or IP address, without brackets; also the TLS server name.
     host: String,
@@ -112,6 +114,20 @@ impl FromStr for Target {
             },
         };
         Ok(Self { host, port })
+    }
+}
+
+impl TryFrom<String> for Target {
+    type Error = TargetError;
+
+    fn try_from(text: String) -> Result<Self, TargetError> {
+        text.parse()
+    }
+}
+
+impl From<Target> for String {
+    fn from(target: Target) -> Self {
+        target.to_string()
     }
 }
 

@@ -1,8 +1,9 @@
 //! The threads that carry the load: one runtime each, on it a share of the sockets, and of the clients.
 //!
-//! Client `i` lives on thread `i % threads`, and there on each endpoint in turn, so that the first clients,
-//! which are the watchers, spread over all threads. Threads end when told to close, after the closes of
-//! their connections have gone out; they are not pinned, as several processes may share the cores.
+//! Clients are dealt out in turn: client `i` is on thread `i % threads`, so that the first clients, which are
+//! the watchers, spread over all of them; and so are the sockets, and each thread's clients over its sockets.
+//! [`crate::rss`] counts on that order. Threads end when told to close, after the closes of their connections
+//! have gone out; they are not pinned each, but keep to the CPUs of their process.
 
 use std::io;
 use std::net::UdpSocket;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::stat::fstat;
 use quinn::Endpoint;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -21,22 +23,18 @@ use crate::{client, endpoint};
 /// How long the closes of all connections may take to go out; past it the process just ends, and the server
 /// notices by its idle timeout.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The threads.
 #[derive(Debug)]
 pub struct Threads(Vec<JoinHandle<io::Result<()>>>);
 
 impl Threads {
-    /// Starts them, with the sockets dealt out in turn: `bound` ones, or else ones of any ports. There are at
-    /// least as many sockets as threads.
+    /// Starts them, with the sockets dealt out in turn; there must be at least as many sockets as threads.
     ///
     /// # Errors
     /// Which resource of this host ran out.
-    pub fn start(shared: &Arc<Shared>, bound: Option<Vec<UdpSocket>>) -> Result<Self, String> {
-        let (count, endpoints) = (shared.settings.threads, shared.settings.endpoints);
-        let any_ports = || (0..endpoints).map(|_| endpoint::bind(shared.server, 0)).collect();
-        let sockets: io::Result<Vec<_>> = bound.map_or_else(any_ports, Ok);
-        let sockets =
-            sockets.map_err(|error| format!("cannot open {endpoints} sockets: {error}; see `ulimit -n`"))?;
+    pub fn start(shared: &Arc<Shared>, sockets: Vec<UdpSocket>) -> Result<Self, String> {
+        let count = shared.settings.threads;
         let mut shares: Vec<Vec<UdpSocket>> = std::iter::repeat_with(Vec::new).take(count).collect();
         for (index, socket) in sockets.into_iter().enumerate() {
             shares[index % count].push(socket);
@@ -71,6 +69,10 @@ impl Threads {
 /// connection.
 fn carry_load(shared: Arc<Shared>, thread: usize, sockets: Vec<UdpSocket>) -> io::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        shared.footprint.this_thread();
+        for socket in &sockets {
+            shared.footprint.socket(fstat(socket)?.st_ino);
+        }
         let endpoints = sockets.into_iter().map(endpoint::open).collect::<io::Result<Vec<_>>>()?;
         let mut clients = JoinSet::new();
         let mine = (thread..shared.settings.clients).step_by(shared.settings.threads);
@@ -116,7 +118,12 @@ async fn rebind(shared: &Shared, thread: usize, endpoints: &[Endpoint]) -> io::E
         if shared.ramping() > 0 || *shared.phase.borrow() != Phase::Load {
             continue;
         }
-        if let Err(error) = endpoint::bind(shared.server, 0).and_then(|socket| endpoint.rebind(socket)) {
+        let replace = || {
+            let socket = endpoint::bind(shared.server, 0)?;
+            shared.footprint.socket(fstat(&socket)?.st_ino);
+            endpoint.rebind(socket)
+        };
+        if let Err(error) = replace() {
             return error;
         }
         shared.stats.threads[thread].count.rebinds.add(1);

@@ -26,8 +26,8 @@ use canvas::{Geometry, TILE_PIXELS};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::loss::Loss;
+use crate::observer::Observer;
 use crate::probe::Probe;
-use crate::progress::Progress;
 use crate::shared::{Shared, Signals};
 use crate::stats::Totals;
 
@@ -57,16 +57,16 @@ pub async fn verify(
     signals: &mut Signals,
     probe: &mut Probe,
     before: &ServerStats,
-    progress: &Progress,
+    observer: &Observer,
 ) -> Result<Option<u64>, String> {
     if shared.stats.totals().watchers == 0 {
         return Err("no watcher came up, so there is no canvas to compare".to_owned());
     }
-    progress.say("painting stopped, waiting for the last acknowledgements");
+    observer.say("painting stopped, waiting for the last acknowledgements");
     answers_came(shared).await?;
-    progress.say("waiting for the canvas to come to rest");
+    observer.say("waiting for the canvas to come to rest");
     at_rest(shared).await?;
-    progress.say("comparing the watchers' canvases with a snapshot");
+    observer.say("comparing the watchers' canvases with a snapshot");
     let deadline = Instant::now() + EQUAL_TIMEOUT;
     let mut number = 0;
     let round = loop {

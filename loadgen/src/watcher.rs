@@ -1,5 +1,6 @@
 //! What only watchers do: keep a mirror of the canvas, have it repaired, time their paints, answer rounds
-//! of `--verify`.
+//! of `--verify`. And viewers, which are watchers without a mirror: they receive all diffs and time their
+//! paints, and cost no canvas's worth of memory each.
 //!
 //! A watcher belongs to one client and is called from that client's loop only. The mirror decides what to
 //! apply and what to ask for again; this module brings it what comes in, and sends what it asks for.
@@ -10,8 +11,9 @@ use std::time::Duration;
 
 use canvas::Geometry;
 use canvas::codec::control::ClientFrame;
+use canvas::codec::datagram::ServerDatagram;
 use canvas::codec::tiles::TilesReason;
-use canvas::codec::{Entry as _, Pixel, TileVersions};
+use canvas::codec::{Change, Entry as _, Pixel, TileVersions};
 use canvas::codes::{HELLO_DIFFS, HELLO_SNAPSHOT, datagram};
 use canvas::mirror::{Mirror, MirrorCounters, MirrorOptions};
 use quinn::{Connection, RecvStream};
@@ -20,10 +22,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::client::random_pixel;
+use crate::endpoint::Role;
 use crate::loss::Loss;
 use crate::session::{CanvasShape, Outbox, TileStreams};
 use crate::shared::Shared;
-use crate::stats::ThreadStats;
+use crate::stats::{Counter, Counters, ThreadStats};
 use crate::verify::{Round, Verdict};
 
 /// How often a watcher looks for repairs that have become due and for expired paints. Longer delays repairs
@@ -53,7 +56,9 @@ pub enum Wake {
 /// A client's mirror, and all that goes with it.
 pub struct Watcher {
     index: usize,
-    mirror: Mirror,
+    geometry: Geometry,
+    /// None: a viewer.
+    mirror: Option<Box<Mirror>>,
     streams: TileStreams,
     round: watch::Receiver<Option<Arc<Round>>>,
     housekeeping: Interval,
@@ -83,12 +88,19 @@ enum Settling {
 }
 
 impl Watcher {
-    /// What a watcher asks for in its HELLO.
-    pub const HELLO_FLAGS: u16 = HELLO_SNAPSHOT | HELLO_DIFFS;
+    /// What a client of this role asks for in its HELLO.
+    pub fn hello_flags(role: Role) -> u16 {
+        match role {
+            Role::Painter => 0,
+            Role::Viewer => HELLO_DIFFS,
+            Role::Watcher => HELLO_SNAPSHOT | HELLO_DIFFS,
+        }
+    }
 
-    /// The watcher of client `index`, whose HELLO asked for snapshot and diffs.
+    /// The watcher or viewer of client `index`, whose HELLO asked for that.
     pub fn new(
         index: usize,
+        role: Role,
         geometry: Geometry,
         now: Instant,
         round: watch::Receiver<Option<Arc<Round>>>,
@@ -97,7 +109,9 @@ impl Watcher {
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             index,
-            mirror: Mirror::new(geometry, MirrorOptions::default()),
+            geometry,
+            mirror: (role == Role::Watcher)
+                .then(|| Box::new(Mirror::new(geometry, MirrorOptions::default()))),
             streams: TileStreams::default(),
             round,
             housekeeping,
@@ -116,20 +130,26 @@ impl Watcher {
     /// # Errors
     /// The connection was lost, or the server broke the protocol.
     pub async fn wait(&mut self, connection: &Connection) -> Result<Wake, Loss> {
-        let Self { mirror, streams, round, housekeeping, .. } = self;
+        let Self { mirror, streams, round, housekeeping, unconfirmed, .. } = self;
         let receiving = !streams.is_empty();
+        let mirrors = mirror.is_some();
+        // Thousands of viewers that wait for nothing must not wake up five times a second each.
+        let keeping_house = mirrors || !unconfirmed.is_empty();
         let mut refused = Ok(());
         let wake = tokio::select! {
             stream = connection.accept_uni() => Wake::Stream(stream?),
             ended = streams.receive(|reason, image| {
                 if refused.is_ok() {
-                    refused = mirror.on_image(reason, image);
+                    refused = match mirror {
+                        Some(mirror) => mirror.on_image(reason, image).map_err(Loss::protocol),
+                        None => Err(Loss::protocol("tile images to a client that asked for none")),
+                    };
                 }
             }), if receiving => Wake::Images(ended?),
-            Ok(()) = round.changed() => Wake::Round,
-            _ = housekeeping.tick() => Wake::Housekeeping,
+            Ok(()) = round.changed(), if mirrors => Wake::Round,
+            _ = housekeeping.tick(), if keeping_house => Wake::Housekeeping,
         };
-        refused.map_err(Loss::protocol)?;
+        refused?;
         Ok(wake)
     }
 
@@ -138,21 +158,25 @@ impl Watcher {
         match wake {
             Wake::Stream(stream) => self.streams.add(stream),
             Wake::Images(ended) => {
-                if ended == Some(TilesReason::Snapshot) {
-                    self.mirror.on_snapshot_end();
+                if let (Some(TilesReason::Snapshot), Some(mirror)) = (ended, &mut self.mirror) {
+                    mirror.on_snapshot_end();
                 }
-                self.after_change(stats, outbox);
+                self.after_change(Instant::now(), stats, outbox);
             }
             Wake::Round => self.compare(shared),
             Wake::Housekeeping => {
                 let now = Instant::now();
-                let before = self.unconfirmed.len();
-                self.unconfirmed.retain(|_, (_, due)| now.saturating_duration_since(*due) < EXPIRY);
-                stats.count.unconfirmed.add((before - self.unconfirmed.len()) as u64);
-                if now - self.last_ping >= PING_INTERVAL {
+                self.unconfirmed.retain(|_, (_, due)| {
+                    let expired = now.saturating_duration_since(*due) >= EXPIRY;
+                    if expired {
+                        stats.add(*due, |count| &count.unconfirmed, 1);
+                    }
+                    !expired
+                });
+                if self.mirror.is_some() && now - self.last_ping >= PING_INTERVAL {
                     self.ping(outbox);
                 }
-                self.after_change(stats, outbox);
+                self.after_change(now, stats, outbox);
             }
         }
     }
@@ -162,46 +186,54 @@ impl Watcher {
     /// # Errors
     /// The server broke the protocol.
     pub fn datagram(&mut self, payload: &[u8], stats: &ThreadStats, outbox: &mut Outbox) -> Result<(), Loss> {
-        if payload.first() == Some(&datagram::DIFF) {
-            stats.count.diff_datagrams.add(1);
-        }
         let now = Instant::now();
-        let (geometry, unconfirmed) = (self.mirror.geometry(), &mut self.unconfirmed);
-        let result = self.mirror.on_datagram(payload, |tile, change| {
-            // The mirror has checked that the pixel is on the canvas.
+        if payload.first() == Some(&datagram::DIFF) {
+            stats.add(now, |count| &count.diff_datagrams, 1);
+        }
+        let (geometry, unconfirmed) = (self.geometry, &mut self.unconfirmed);
+        let mut seen = |tile, change: Change| {
             let Some(at) = geometry.pixel(tile, change.offset) else { return };
             if let Entry::Occupied(entry) = unconfirmed.entry(at)
                 && entry.get().0 == change.colour
             {
                 let (_, due) = entry.remove();
-                stats.paint_confirmed(now.saturating_duration_since(due));
+                stats.paint_confirmed(due, now.saturating_duration_since(due));
             }
-        });
-        self.after_change(stats, outbox);
+        };
+        let Some(mirror) = &mut self.mirror else {
+            let decoded = ServerDatagram::decode(payload).map_err(Loss::protocol)?;
+            if let ServerDatagram::Diff { records, .. } = decoded {
+                for record in records {
+                    record.changes.iter().for_each(|change| seen(record.tile, change));
+                }
+            }
+            return Ok(());
+        };
+        let result = mirror.on_datagram(payload, seen);
+        self.after_change(now, stats, outbox);
         result.map_err(Loss::protocol)
     }
 
     /// Publishes what the mirror counted, and sends the repairs that are due.
-    fn after_change(&mut self, stats: &ThreadStats, outbox: &mut Outbox) {
+    fn after_change(&mut self, now: Instant, stats: &ThreadStats, outbox: &mut Outbox) {
+        let Some(mirror) = &mut self.mirror else { return };
         let mut tiles = Vec::new();
-        self.mirror.repairs_due(self.start.elapsed().as_millis() as u64, &mut tiles);
+        mirror.repairs_due(self.start.elapsed().as_millis() as u64, &mut tiles);
         if !tiles.is_empty() {
             let wire: Vec<_> = tiles.into_iter().map(|tile| tile.to_wire()).collect();
             outbox.queue(&ClientFrame::Repair { tiles: TileVersions::new(&wire) });
         }
-        let now = *self.mirror.counters();
-        let last = std::mem::replace(&mut self.counted, now);
-        let count = &stats.count;
-        for (counter, more) in [
-            (&count.records_applied, now.records_new - last.records_new),
-            (&count.images_applied, now.images_taken - last.images_taken),
-            (&count.gaps, now.gaps - last.gaps + now.stale - last.stale),
-            (&count.repairs, now.repairs - last.repairs),
-        ] {
+        let counters = *mirror.counters();
+        let last = std::mem::replace(&mut self.counted, counters);
+        let add = |which: fn(&Counters) -> &Counter, more: u64| {
             if more > 0 {
-                counter.add(more);
+                stats.add(now, which, more);
             }
-        }
+        };
+        add(|count| &count.records_applied, counters.records_new - last.records_new);
+        add(|count| &count.images_applied, counters.images_taken - last.images_taken);
+        add(|count| &count.gaps, counters.gaps - last.gaps + counters.stale - last.stale);
+        add(|count| &count.repairs, counters.repairs - last.repairs);
     }
 
     /// A pixel to paint: at random, but one whose diff cannot be mistaken for another's, if a few draws
@@ -210,7 +242,8 @@ impl Watcher {
     pub fn choose(&self, shape: &CanvasShape, rng: &mut impl Rng) -> Pixel {
         let mut pixel = random_pixel(shape, rng);
         for _ in 1..DRAWS {
-            let shown = self.mirror.pixel(pixel.x, pixel.y) == Some(pixel.colour);
+            let shown = self.mirror.as_ref().and_then(|mirror| mirror.pixel(pixel.x, pixel.y));
+            let shown = shown == Some(pixel.colour);
             if !shown && !self.unconfirmed.contains_key(&(pixel.x, pixel.y)) {
                 break;
             }
@@ -224,21 +257,31 @@ impl Watcher {
     pub fn painted(&mut self, pixel: Pixel, due: Instant, stats: &ThreadStats) {
         if let Entry::Vacant(entry) = self.unconfirmed.entry((pixel.x, pixel.y)) {
             entry.insert((pixel.colour, due));
-            stats.count.timed.add(1);
+            stats.add(due, |count| &count.timed, 1);
         }
     }
 
     /// The server rejected this paint: no diff will bring it back.
     pub fn rejected(&mut self, pixel: Pixel, stats: &ThreadStats) {
-        let at = (pixel.x, pixel.y);
-        if self.unconfirmed.get(&at).is_some_and(|(colour, _)| *colour == pixel.colour) {
-            self.unconfirmed.remove(&at);
-            stats.count.unconfirmed.add(1);
+        if let Entry::Occupied(entry) = self.unconfirmed.entry((pixel.x, pixel.y))
+            && entry.get().0 == pixel.colour
+        {
+            let (_, due) = entry.remove();
+            stats.add(due, |count| &count.unconfirmed, 1);
         }
     }
 
-    /// Painting has stopped: finds out when all frames that the server sent until now have come.
+    /// Whether no paint waits for its diff.
+    pub fn all_confirmed(&self) -> bool {
+        self.unconfirmed.is_empty()
+    }
+
+    /// Painting has stopped: finds out when all frames that the server sent until now have come. Of viewers
+    /// nobody wants to know.
     pub fn settle(&mut self, outbox: &mut Outbox) {
+        if self.mirror.is_none() {
+            return;
+        }
         self.settling = Settling::Wanted;
         self.ping(outbox);
     }
@@ -266,7 +309,7 @@ impl Watcher {
         let Some((_, sent)) = self.ping.take_if(|(asked, _)| *asked == number) else {
             return Err(Loss::protocol("PONG of no outstanding PING"));
         };
-        stats.ping.record(sent.elapsed());
+        stats.ponged(sent, sent.elapsed());
         match self.settling {
             Settling::Wanted => self.ping(outbox),
             Settling::Asked(asked) if asked == number => {
@@ -280,14 +323,18 @@ impl Watcher {
 
     /// Compares the mirror with the newest round's snapshot.
     fn compare(&mut self, shared: &Shared) {
-        let Some(round) = self.round.borrow_and_update().clone() else { return };
-        let difference = round.snapshot.difference(&self.mirror);
+        let (Some(round), Some(mirror)) = (self.round.borrow_and_update().clone(), &self.mirror) else {
+            return;
+        };
+        let difference = round.snapshot.difference(mirror);
         // Nobody to hear it: the verification is over.
         let _ = shared.verdicts.send(Verdict { round: round.number, watcher: self.index, difference });
     }
 
     /// The client ends: paints that were not confirmed will not be any more.
     pub fn finish(&self, stats: &ThreadStats) {
-        stats.count.unconfirmed.add(self.unconfirmed.len() as u64);
+        for (_, due) in self.unconfirmed.values() {
+            stats.add(*due, |count| &count.unconfirmed, 1);
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::AlignError;
 use super::table::Table;
@@ -18,7 +18,7 @@ const LONGEST: u64 = 1 << 20;
 
 /// What `xdp-server rss --json --iface IFACE` prints; fields that this program does not know are left alone,
 /// and what the server does not know is null there.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RssConfig {
     /// The server's interface.
@@ -38,7 +38,7 @@ pub struct RssConfig {
 }
 
 /// The names of the hashed fields: src_ip, dst_ip, src_port, dst_port.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Fields {
     /// Of UDP over IPv4.

@@ -21,12 +21,12 @@ mod txqueue;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Write as _;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use self::config::{Fields, RssConfig, Steering};
 pub use self::ports::{Plan, QueueShare, skew};
@@ -220,11 +220,14 @@ pub enum AlignError {
     },
 }
 
-/// A checked wish to deal out connections to queues.
-#[derive(Clone, Debug)]
+/// A checked wish to deal out connections to queues. It holds the configuration itself, not the file's name:
+/// processes that share the load get it whole, and only the first one reads standard input.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Alignment {
     config: RssConfig,
     only_queue: Option<u16>,
+    /// Clients that other processes deal out to the queues before this one goes on.
+    before: usize,
 }
 
 impl Alignment {
@@ -250,7 +253,13 @@ impl Alignment {
         config.key = args.rss_key.clone().or(config.key);
         config.indirection = args.rss_indirection.clone().or(config.indirection);
         config.fields = args.rss_fields.map(Fields::both).or(config.fields);
-        Ok(Some(Self { config, only_queue: args.only_queue }))
+        Ok(Some(Self { config, only_queue: args.only_queue, before: 0 }))
+    }
+
+    /// The same for a process that goes on where others end, which deal out `before` clients: so the queues
+    /// get equal numbers of all processes' clients, not each process's odd ones to the first queues.
+    pub fn after(self, before: usize) -> Self {
+        Self { before, ..self }
     }
 
     /// Binds sockets for clients of `server`, each of a source port whose queue is known, the same number for
@@ -288,10 +297,14 @@ impl Alignment {
         }
     }
 
-    /// The queues to load, of those there are.
-    fn queues(&self, known: Vec<u16>) -> Result<Vec<u16>, AlignError> {
+    /// The queues to load, of those there are, the one first that is to get the first client.
+    fn queues(&self, mut known: Vec<u16>) -> Result<Vec<u16>, AlignError> {
         match self.only_queue {
-            None => Ok(known),
+            None => {
+                let first = self.before % known.len().max(1);
+                known.rotate_left(first);
+                Ok(known)
+            }
             Some(queue) if known.contains(&queue) => Ok(vec![queue]),
             Some(wanted) => {
                 let known = known.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
@@ -322,17 +335,4 @@ fn local_address(server: SocketAddr) -> io::Result<IpAddr> {
     // Sends nothing; the kernel looks up the route.
     socket.connect(server)?;
     Ok(socket.local_addr()?.ip())
-}
-
-/// A row for each queue, for people: what was aimed for.
-pub fn table(queues: &[QueueShare]) -> String {
-    let connections: Vec<u64> = queues.iter().map(|share| share.connections).collect();
-    let mut out =
-        format!("queues           {}, skew {:.2} (most over mean)\n", queues.len(), skew(&connections));
-    out += "                 queue  connections  source ports\n";
-    for QueueShare { queue, connections, ports } in queues {
-        writeln!(out, "                 {queue:>5}  {connections:>11}  {ports:>12}")
-            .expect("a String takes all");
-    }
-    out
 }

@@ -11,7 +11,7 @@ use std::io;
 use std::net::UdpSocket;
 use std::ops::RangeInclusive;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::AlignError;
 
@@ -28,7 +28,7 @@ pub struct Plan<S = UdpSocket> {
 }
 
 /// What one queue of the server is to get.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueShare {
     /// The queue.
     pub queue: u16,
@@ -142,12 +142,10 @@ fn reserved(text: &str) -> Vec<RangeInclusive<u16>> {
 
 /// How unevenly a load is spread: the busiest queue's share over the mean, from 1.0 (all equal) to the number
 /// of queues (all on one). 1.0 where there is no load at all.
-pub fn skew(loads: &[u64]) -> f64 {
-    let total: u64 = loads.iter().sum();
-    match loads.iter().max() {
-        Some(&busiest) if total > 0 => busiest as f64 * loads.len() as f64 / total as f64,
-        _ => 1.0,
-    }
+pub fn skew(loads: &[f64]) -> f64 {
+    let total: f64 = loads.iter().sum();
+    let busiest = loads.iter().copied().fold(0.0, f64::max);
+    if total > 0.0 { busiest * loads.len() as f64 / total } else { 1.0 }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Entries of a table given as `even:N` without their number: what many NICs have. For numbers of queues that
 /// are powers of two any larger one means the same; for others it must be the NIC's own.
@@ -11,7 +11,7 @@ const COMMON_LENGTH: usize = 128;
 const LONGEST: usize = 16_384;
 
 /// Which queue each value of the hash's low bits leads to; never empty.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<u16>")]
 pub struct Table(Vec<u16>);
 

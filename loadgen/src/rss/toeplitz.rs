@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Bytes of key that one byte of input meets: 32 bits for each of its 8 bits, each a bit further on. The last
 /// four of a key are only ever met by bits before them, so a key is that much longer than its longest input.
@@ -28,8 +28,8 @@ pub enum HashInput {
 }
 
 /// A NIC's secret key.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Key(Vec<u8>);
 
 /// Why a text is no key.
@@ -77,6 +77,12 @@ impl TryFrom<String> for Key {
 
     fn try_from(text: String) -> Result<Self, KeyError> {
         text.parse()
+    }
+}
+
+impl From<Key> for String {
+    fn from(key: Key) -> Self {
+        key.to_string()
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use canvas::codec::control::{ClientFrame, Decoded, PaintAck, ServerFrame, ServerStats, Welcome};
 use canvas::codec::datagram::{ClientDatagram, ServerDatagram, diff_header, encode_record};
@@ -22,6 +22,7 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::sync::oneshot;
 
 const TICK: Duration = Duration::from_millis(50);
+const FAST_TICK: Duration = Duration::from_millis(10);
 /// Not a multiple of 64, so that there are edge tiles.
 pub const WIDTH: u16 = 300;
 pub const HEIGHT: u16 = 200;
@@ -48,13 +49,18 @@ pub enum Fault {
     LosePaint,
     /// Acknowledges pixels as applied that its STATS do not count.
     Miscount,
-    /// Closes all connections with this code after a second.
+    /// Closes all connections with this code, a second after the first pixel was painted.
     CloseAll(u32),
     /// Announces with each acknowledgement that it drains, and closes nothing: what is left of an end whose
     /// closes were lost.
     AnnounceOnly,
     /// Closes connections past this number with SERVER_FULL.
     Full(usize),
+    /// Greets nobody: refuses every HELLO's token.
+    Unauthorized,
+    /// Does nothing at all for so many milliseconds, once, two seconds after its first client painted; and
+    /// ticks every 10 ms, so that clients that wait for their diffs are answered often.
+    Stall(u64),
 }
 
 /// A running server; ends, without a word to its clients, when dropped.
@@ -126,6 +132,8 @@ struct State {
     applied: u64,
     rejected: u64,
     datagrams: u64,
+    /// When the first pixel was painted.
+    first_paint: Option<Instant>,
 }
 
 impl State {
@@ -145,15 +153,22 @@ impl State {
             applied: 0,
             rejected: 0,
             datagrams: 0,
+            first_paint: None,
         }
     }
 
     /// Paints; how many were applied, how many rejected.
     fn paint(&mut self, pixels: Pixels<'_>) -> (u16, u16) {
+        self.first_paint.get_or_insert_with(Instant::now);
         let applied = pixels.iter().filter(|p| self.canvas.paint(p.x, p.y, p.colour).is_ok()).count();
         let rejected = pixels.len() - applied;
         (self.applied, self.rejected) = (self.applied + applied as u64, self.rejected + rejected as u64);
         (applied as u16, rejected as u16)
+    }
+
+    /// Whether the first pixel was painted so long ago.
+    fn painted_for(&self, time: Duration) -> bool {
+        self.first_paint.is_some_and(|first| first.elapsed() > time)
     }
 
     fn paint_frame(&mut self, pixels: Pixels<'_>) -> (u16, u16) {
@@ -220,14 +235,26 @@ fn drop_pixel(payload: &mut Vec<u8>) -> bool {
 }
 
 async fn tick(state: Arc<Mutex<State>>) {
-    let mut interval = tokio::time::interval(TICK);
+    let fault = state.lock().unwrap().fault;
+    let period = if matches!(fault, Fault::Stall(_)) { FAST_TICK } else { TICK };
+    let mut interval = tokio::time::interval(period);
+    let mut done = false;
     loop {
         interval.tick().await;
         let mut state = state.lock().unwrap();
-        state.broadcast();
-        if let Fault::CloseAll(code) = state.fault
-            && state.canvas.ticks() == 20
+        if let (Fault::Stall(ms), false) = (fault, done)
+            && state.painted_for(Duration::from_secs(2))
         {
+            done = true;
+            // The server's one thread: nothing is received, answered or sent meanwhile.
+            std::thread::sleep(Duration::from_millis(ms));
+            interval.reset();
+        }
+        state.broadcast();
+        if let (Fault::CloseAll(code), false) = (fault, done)
+            && state.painted_for(Duration::from_secs(1))
+        {
+            done = true;
             state.connections.iter().for_each(|c| c.close(VarInt::from_u32(code), b""));
         }
     }
@@ -290,6 +317,10 @@ async fn answer(
         ClientFrame::Hello { version, flags, .. } => {
             assert_eq!(version, PROTOCOL_VERSION);
             let mut state = state.lock().unwrap();
+            if state.fault == Fault::Unauthorized {
+                connection.close(VarInt::from_u32(4), b"");
+                return None;
+            }
             let welcome = Welcome {
                 version,
                 client_id: connection.stable_id() as u64,

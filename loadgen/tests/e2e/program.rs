@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-fn loadgen(server: &FakeServer) -> Command {
+pub fn loadgen(server: &FakeServer) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
     command.args(["--target", &format!("https://{}", server.addr)]).args([
         "--clients",
@@ -20,11 +20,11 @@ fn loadgen(server: &FakeServer) -> Command {
     command
 }
 
-fn text(bytes: &[u8]) -> &str {
+pub fn text(bytes: &[u8]) -> &str {
     str::from_utf8(bytes).expect("UTF-8")
 }
 
-fn json(output: &Output) -> Value {
+pub fn json(output: &Output) -> Value {
     let last = text(&output.stdout).lines().last().expect("a last line");
     serde_json::from_str(last).expect("a JSON object")
 }
@@ -68,7 +68,7 @@ fn progress_goes_to_stderr_and_the_table_to_stdout() {
     assert_eq!(output.status.code(), Some(0));
     let progress: Vec<_> = text(&output.stderr).lines().collect();
     assert!(progress.iter().all(|line| line.starts_with("[m1] ")), "{progress:#?}");
-    assert!(progress.iter().filter(|line| line.contains("painting: 20 connected, 0 failed")).count() >= 1);
+    assert!(progress.iter().filter(|line| line.contains("window: 20 connected, 0 failed")).count() >= 1);
     assert!(text(&output.stdout).contains("20 of 20 came up"));
     let output = loadgen(&server).args(["--duration", "0.2", "--quiet"]).output().unwrap();
     assert_eq!(text(&output.stderr), "");

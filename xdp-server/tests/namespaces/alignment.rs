@@ -1,7 +1,8 @@
 //! Source ports chosen for the server's queues: by the server's own count, every queue gets its share, or one
 //! queue gets everything. On veth, where the sender's transmit queue decides, four queues each way.
 
-use std::fs;
+use std::fs::{self, File};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -41,15 +42,20 @@ struct Counted {
     report: Value,
 }
 
+/// The file that the server's user makes for the load generator's.
+fn rss_config(home: &Home) -> String {
+    let file = home.file("rss.json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xdp-server"));
+    command.args(["rss", "--json", "--iface", "serv0"]).stdout(File::create(&file).unwrap());
+    assert!(command.status().unwrap().success());
+    file
+}
+
 /// Runs a server and clients with these flags more; `RSS` among them stands for the file that describes the
 /// interface.
 fn count(lab: &Lab, target: &str, more: &[&str]) -> Counted {
     let home = Home::new();
-    let rss = home.file("rss.json");
-    // As the server describes a veth: no hash, the sender decides.
-    let told = json!({ "iface": "serv0", "driver": "veth", "queues": QUEUES, "key": null, "indirection": null,
-        "function": null, "fields": null, "tx_selected": true });
-    fs::write(&rss, told.to_string()).unwrap();
+    let rss = rss_config(&home);
     let more: Vec<_> = more.iter().map(|&flag| if flag == "RSS" { &rss } else { flag }).collect();
 
     let queues = QUEUES.to_string();
@@ -111,8 +117,7 @@ fn a_host_that_chooses_queues_by_cpu_is_told_so() {
     with_queues(QUEUES, |lab| {
         lab.in_client(|| fs::write("/sys/class/net/clnt0/queues/tx-1/xps_cpus", "1").unwrap());
         let home = Home::new();
-        let rss = home.file("rss.json");
-        fs::write(&rss, json!({ "queues": QUEUES, "tx_selected": true }).to_string()).unwrap();
+        let rss = rss_config(&home);
         let server = Server::start(&home, crate::SOCKETS);
         let clients = Clients::far(lab, V4, &["--clients", "4", "--align-queues", "--rss-config", &rss]);
         let (code, report) = clients.end();

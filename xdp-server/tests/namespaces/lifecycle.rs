@@ -47,7 +47,7 @@ fn drains(server: &[&str], signal: Signal) {
         assert_eq!(attached(lab), Value::Null, "the program is still attached");
 
         let (code, report) = clients.end();
-        assert_eq!(code, 1);
+        assert_eq!(code, 4);
         assert_eq!(report["failures_by_cause"], json!({ "DRAINING": 20 }));
     });
 }
@@ -82,7 +82,7 @@ fn sigkill_leaves_nothing_attached_and_the_next_server_knows_the_clients() {
         let next = Server::start(&home, NATIVE);
         let restarted = Instant::now();
         let (code, report) = clients.end();
-        assert_eq!(code, 1);
+        assert_eq!(code, 4);
         let resets = report["failures_by_cause"]["stateless reset"].as_u64();
         assert_eq!(resets, Some(20), "{:#}", report["failures_by_cause"]);
         // Long before any idle timeout.

@@ -4,20 +4,22 @@
 //! them about once a second and at the end, and sums. So counting costs a client no shared cache line:
 //! counters are relaxed atomics that no other thread writes, and the histograms' locks are free but for
 //! that one reader. What is rare (a connection that comes, goes or fails) is counted in one place for all.
+//!
+//! Everything is counted twice: over the whole run, which is what progress shows and verification relies
+//! on, and for the measured [`Window`], which is what the report is about.
+
+mod times;
+mod window;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
+use tokio::time::Instant;
 
-/// Longest time that a histogram tells apart from longer ones. Paints expire after 10 s and connecting
-/// after the connect timeout, so nearly nothing is near it; larger costs memory by its logarithm only.
-const LONGEST: Duration = Duration::from_secs(3600);
-/// Significant digits of a histogram's values. A fourth would cost ten times the memory (some 200 KiB at
-/// three).
-const DIGITS: u8 = 3;
+pub use times::{Distribution, Times};
+pub use window::Window;
 
 /// Causes of failure that are told apart. There are about twenty by name; a server that breaks the protocol
 /// in ever new ways must not fill the memory, or the report.
@@ -72,6 +74,8 @@ counters! {
     confirmed,
     /// Those of them that no diff brought back in time: lost, rejected, or painted over within a tick.
     unconfirmed,
+    /// Handshakes of newcomers that ended with a WELCOME.
+    handshakes,
     /// Times that a socket was replaced by one of another source port.
     rebinds,
     /// Watchers that came up.
@@ -91,53 +95,75 @@ impl Counter {
     }
 }
 
-/// Times, in microseconds.
-#[derive(Debug)]
-pub struct Times(Mutex<Histogram<u64>>);
-
-impl Default for Times {
-    fn default() -> Self {
-        Self(Mutex::new(new_histogram()))
-    }
-}
-
-impl Times {
-    /// Adds one time; anything past an hour counts as an hour.
-    pub fn record(&self, time: Duration) {
-        self.lock().saturating_record(time.as_micros().min(LONGEST.as_micros()) as u64);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Histogram<u64>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn new_histogram() -> Histogram<u64> {
-    Histogram::new_with_max(LONGEST.as_micros() as u64, DIGITS)
-        .expect("1 us to 1 h at 3 digits is a valid range")
-}
-
 /// All that one thread records.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ThreadStats {
-    /// Its counters.
+    /// Its counters, over the whole run.
     pub count: Counters,
-    /// From connecting to the end of the QUIC handshake.
+    /// Those of its counters that [`ThreadStats::add`] adds to, for the measured window.
+    measured: Counters,
+    window: Arc<Window>,
+    /// From when a connection was due to the end of its QUIC handshake.
     pub handshake: Times,
     /// From when a watcher's paint was due to the diff that brought it back.
     pub latency: Times,
-    /// The same again, emptied by each [`Stats::recent_latency`].
+    /// The same of the whole run, emptied by each [`Stats::recent_latency`].
     recent: Times,
     /// From PING to PONG.
     pub ping: Times,
+    /// From when an action was due to when this program got round to it.
+    pub late: Times,
 }
 
 impl ThreadStats {
-    /// Adds one time from paint to diff.
-    pub fn paint_confirmed(&self, time: Duration) {
-        self.count.confirmed.add(1);
-        self.latency.record(time);
+    fn new(window: Arc<Window>) -> Self {
+        Self {
+            count: Counters::default(),
+            measured: Counters::default(),
+            window,
+            handshake: Times::default(),
+            latency: Times::default(),
+            recent: Times::default(),
+            ping: Times::default(),
+            late: Times::default(),
+        }
+    }
+
+    /// Adds `n` to one of the counters, on account of something that was due at `due`.
+    pub fn add(&self, due: Instant, which: impl Fn(&Counters) -> &Counter, n: u64) {
+        which(&self.count).add(n);
+        if self.window.contains(due) {
+            which(&self.measured).add(n);
+        }
+    }
+
+    /// A paint that was due at `due` came back in a diff, so long after that.
+    pub fn paint_confirmed(&self, due: Instant, time: Duration) {
+        self.add(due, |count| &count.confirmed, 1);
+        self.time(due, &self.latency, time);
         self.recent.record(time);
+    }
+
+    /// A PING sent at `sent` was answered, so long after that.
+    pub fn ponged(&self, sent: Instant, time: Duration) {
+        self.time(sent, &self.ping, time);
+    }
+
+    /// A newcomer's handshake that was due at `due` ended, so long after that.
+    pub fn greeted(&self, due: Instant, time: Duration) {
+        self.add(due, |count| &count.handshakes, 1);
+        self.time(due, &self.handshake, time);
+    }
+
+    /// This program got round to something that was due at `due` so long after that.
+    pub fn was_late(&self, due: Instant, time: Duration) {
+        self.time(due, &self.late, time);
+    }
+
+    fn time(&self, due: Instant, times: &Times, time: Duration) {
+        if self.window.contains(due) {
+            times.record(time);
+        }
     }
 }
 
@@ -146,6 +172,8 @@ impl ThreadStats {
 pub struct Stats {
     /// One for each thread.
     pub threads: Vec<ThreadStats>,
+    /// What is measured.
+    pub window: Arc<Window>,
     established: AtomicU64,
     live: AtomicU64,
     peak: AtomicU64,
@@ -155,8 +183,10 @@ pub struct Stats {
 impl Stats {
     /// Nothing recorded yet, for this many threads.
     pub fn new(threads: usize) -> Self {
+        let window = Arc::new(Window::default());
         Self {
-            threads: std::iter::repeat_with(ThreadStats::default).take(threads).collect(),
+            threads: std::iter::repeat_with(|| ThreadStats::new(window.clone())).take(threads).collect(),
+            window,
             established: AtomicU64::new(0),
             live: AtomicU64::new(0),
             peak: AtomicU64::new(0),
@@ -167,6 +197,11 @@ impl Stats {
     /// A connection came up: its WELCOME arrived.
     pub fn connected(&self) {
         self.established.fetch_add(1, Relaxed);
+        self.recovered();
+    }
+
+    /// A connection that had come up, and was lost, is there again: one of a client that comes and goes.
+    pub fn recovered(&self) {
         self.peak.fetch_max(self.live.fetch_add(1, Relaxed) + 1, Relaxed);
     }
 
@@ -192,30 +227,34 @@ impl Stats {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The sum of the threads' counters. Not a snapshot of one instant: counters go on while they are read.
+    /// The sum of the threads' counters over the whole run. Not a snapshot of one instant: counters go on
+    /// while they are read.
     pub fn totals(&self) -> Totals {
+        self.sum(|thread| &thread.count)
+    }
+
+    /// The same for the measured window; what [`ThreadStats::add`] does not count is 0.
+    pub fn measured(&self) -> Totals {
+        self.sum(|thread| &thread.measured)
+    }
+
+    fn sum(&self, which: impl Fn(&ThreadStats) -> &Counters) -> Totals {
         let mut totals = Totals::default();
-        self.threads.iter().for_each(|thread| thread.count.add_to(&mut totals));
+        self.threads.iter().for_each(|thread| which(thread).add_to(&mut totals));
         totals
     }
 
-    /// The sum of one of the threads' histograms.
-    pub fn times(&self, which: impl Fn(&ThreadStats) -> &Times) -> Histogram<u64> {
-        let mut sum = new_histogram();
-        for thread in &self.threads {
-            sum.add(&*which(thread).lock()).expect("all histograms have the same range");
-        }
+    /// The sum of one of the threads' distributions.
+    pub fn times(&self, which: impl Fn(&ThreadStats) -> &Times) -> Distribution {
+        let mut sum = Distribution::default();
+        self.threads.iter().for_each(|thread| which(thread).add_to(&mut sum));
         sum
     }
 
     /// Times from paint to diff since the last call.
-    pub fn recent_latency(&self) -> Histogram<u64> {
-        let mut sum = new_histogram();
-        for thread in &self.threads {
-            let mut recent = thread.recent.lock();
-            sum.add(&*recent).expect("all histograms have the same range");
-            recent.reset();
-        }
+    pub fn recent_latency(&self) -> Distribution {
+        let mut sum = Distribution::default();
+        self.threads.iter().for_each(|thread| thread.recent.drain_to(&mut sum));
         sum
     }
 }
@@ -225,18 +264,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn threads_sum_up() {
-        let stats = Stats::new(3);
-        for (i, thread) in stats.threads.iter().enumerate() {
-            thread.count.pixels_sent_frame.add(i as u64 + 1);
-            thread.paint_confirmed(Duration::from_millis(10 * (i as u64 + 1)));
+    fn threads_sum_up_and_only_the_window_is_measured() {
+        let (stats, now) = (Stats::new(3), Instant::now());
+        let ms = Duration::from_millis;
+        stats.threads[0].add(now, |count| &count.pixels_sent_frame, 1);
+        stats.threads[0].paint_confirmed(now, ms(10));
+        stats.window.open(now + ms(1));
+        for (thread, n) in stats.threads[1..].iter().zip([2, 3]) {
+            thread.add(now + ms(1), |count| &count.pixels_sent_frame, n);
+            thread.paint_confirmed(now + ms(1), ms(10 * n));
         }
         assert_eq!(stats.totals(), Totals { pixels_sent_frame: 6, confirmed: 3, ..Totals::default() });
-        let latency = stats.times(|t| &t.latency);
-        assert_eq!((latency.len(), latency.value_at_quantile(0.5)), (3, latency.highest_equivalent(20_000)));
-        assert_eq!(stats.recent_latency().len(), 3);
-        assert_eq!(stats.recent_latency().len(), 0);
-        assert_eq!(stats.times(|t| &t.latency).len(), 3);
+        assert_eq!(stats.measured(), Totals { pixels_sent_frame: 5, confirmed: 2, ..Totals::default() });
+        let latency = stats.times(|thread| &thread.latency);
+        let us = latency.microseconds();
+        assert_eq!((us.len(), us.value_at_quantile(0.5)), (2, us.highest_equivalent(20_000)));
+        assert_eq!(stats.recent_latency().microseconds().len(), 3);
+        assert_eq!(stats.recent_latency().microseconds().len(), 0);
     }
 
     #[test]
@@ -263,12 +307,5 @@ mod tests {
         let failures = stats.failures();
         assert_eq!((failures.len(), failures["cause 3"]), (MAX_CAUSES + 1, 2));
         assert_eq!(failures.values().sum::<u64>(), 1001);
-    }
-
-    #[test]
-    fn absurd_times_count_as_the_longest() {
-        let times = Times::default();
-        times.record(Duration::from_secs(1 << 40));
-        assert!(times.lock().max() >= LONGEST.as_micros() as u64);
     }
 }
