@@ -153,8 +153,8 @@ pub enum AlignError {
     /// The source port does not matter.
     #[error(
         "{iface} hashes {flow} by addresses alone: all connections from {local} land on queue {queue}, \
-         whatever their ports. On the server type: sudo ethtool -N {iface} rx-flow-hash {flow} sdfn, and save \
-         its RSS configuration again"
+         whatever their ports. On the server type: sudo ethtool -N {iface} rx-flow-hash {flow} sdfn, and \
+         save its RSS configuration again"
     )]
     NoPorts {
         /// The server's interface.
