@@ -64,6 +64,9 @@ done
 [[ $clients -le 60000 ]] || usage_error "--clients $clients: at most 60000, what one worker's table takes"
 [[ $listen =~ ^[^/]+:[1-9][0-9]*$ ]] || usage_error "--listen $listen: ADDR:PORT, such as 127.0.0.1:4433"
 
+# Seconds that clients may take to connect, besides one for each 100 of them: two quiet cores take a tenth.
+readonly CONNECT_LIMIT=30
+
 loadgen_pid=
 scratch=$(mktemp -d)
 
@@ -114,18 +117,23 @@ before=$bytes
 
 # A client paints once a day; handshakes are spread so that two cores can do both ends of them.
 say "connecting $clients clients"
-"$target/loadgen" --target "https://$listen" --clients "$clients" --watchers 0 --duration "$hold" \
+"$target/loadgen" --target "https://$listen" --clients "$clients" --watchers 0 \
     --min-pixel-wait 86400000 --max-pixel-wait 86400000 --max-conn-jitter "$clients" \
     --connect-timeout 60 --json --quiet >"$scratch/loadgen.json" &
 loadgen_pid=$!
-peak=0 with=$before
-while kill -0 "$loadgen_pid" 2>/dev/null; do
-    sleep 1
-    sample "clients are there"
-    if ((count >= peak)); then
-        peak=$count with=$bytes
-    fi
+until ((count >= clients)); do
+    kill -0 "$loadgen_pid" 2>/dev/null || die "the load generator has ended; its words are above"
+    ((SECONDS < CONNECT_LIMIT + clients / 100)) ||
+        die "not all clients were connected in time: is the machine busy with other work?"
+    sleep 2
+    sample "clients connect"
 done
+for ((second = 0; second < hold; second += 5)); do
+    sleep 5
+    sample "clients are there"
+done
+peak=$count with=$bytes
+kill -INT "$loadgen_pid"
 loadgen_status=0
 wait "$loadgen_pid" || loadgen_status=$?
 loadgen_pid=
