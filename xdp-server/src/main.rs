@@ -13,8 +13,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// seconds, by a thread of jemalloc's that `server::run` starts.
 ///
 /// No `thp:always`: the kernel's khugepaged fills the holes that jemalloc has given back with huge pages of
-/// zeros, and a server that 3,000 clients had left went from 31 back to 46 MB within half a minute, where 23 MB
-/// are left without. The hot part of a connection is on huge pages all the same, in the connection table.
+/// zeros, and a server that 3,000 clients had left went from 31 back to 46 MB within half a minute, where 23
+/// MB are left without. The hot part of a connection is on huge pages all the same, in the connection table.
 #[expect(unsafe_code, reason = "the symbol is jemalloc's documented way to be configured at build time")]
 // SAFETY: the name is jemalloc's own, and nothing else in the program defines it.
 #[unsafe(export_name = "malloc_conf")]
