@@ -168,13 +168,13 @@ pub fn measure(
     let round = settings.round.unwrap_or(ROUND.max(connections as usize));
     let mut bench = Messages::new(identities, connections, (rounds, round), settings.rate, progress)?;
     progress.stage(&format!("messages on {connections} connections"));
-    let sent_before = bench.rig.stats().tx_packets;
+    let sent_before = bench.rig.packets_sent();
     let mut figures = Vec::with_capacity(rounds);
     for number in 0..rounds {
         figures.push(bench.measured_round(number % 2 == 0));
         progress.step(number + 1, rounds);
     }
-    let sent = bench.rig.stats().tx_packets - sent_before;
+    let sent = bench.rig.packets_sent() - sent_before;
     bench.check()?;
     let of = |figure: fn(&Round) -> f64| median(figures.iter().map(figure));
     Ok(MessageCost {
