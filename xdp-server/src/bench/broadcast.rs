@@ -64,11 +64,11 @@ pub fn measure(
         clients.paint_some(PIXELS, rig.geometry())?;
         clients.converse(0, &mut rig)?;
         rig.tick();
-        let sent_before = rig.stats().tx_packets;
+        let sent_before = rig.packets_sent();
         let began = cpu_time();
         measured_broadcast(&mut rig);
         let worker = cpu_time() - began;
-        let packets = (rig.stats().tx_packets - sent_before) as usize;
+        let packets = (rig.packets_sent() - sent_before) as usize;
         rig.io().take_sent(&mut replies);
         must_equal("packets sent by the worker", replies.len() as u64, packets as u64)?;
         clients.receive(&mut replies)?;

@@ -96,7 +96,8 @@ impl Clients {
         std::mem::take(&mut self.served)
     }
 
-    /// The last datagram that a client was sent, and the number of all.
+    /// The longest datagram that a client was sent since [`paint_some`](Self::paint_some), and the number of
+    /// all there ever were.
     pub fn datagrams(&self) -> (&[u8], u64) {
         (&self.datagram, self.datagrams)
     }
@@ -195,8 +196,9 @@ impl Clients {
                 while quic.stream_recv(stream, &mut sink).is_ok() {}
             }
             while let Ok(len) = quic.dgram_recv(&mut sink) {
-                self.datagram.clear();
-                self.datagram.extend_from_slice(&sink[..len]);
+                if len > self.datagram.len() {
+                    self.datagram = sink[..len].to_vec();
+                }
                 self.datagrams += 1;
             }
         }
@@ -208,6 +210,7 @@ impl Clients {
     /// # Errors
     /// quiche does not take the datagram: too many pixels for a packet.
     pub fn paint_some(&mut self, count: usize, geometry: Geometry) -> Result<(), BenchError> {
+        self.datagram.clear();
         let pixels: Vec<_> = (0..count).map(|_| self.pixel(geometry).to_wire()).collect();
         let mut payload = Vec::new();
         ClientDatagram::Paint { seq: 0, pixels: Pixels::new(&pixels) }.encode(&mut payload);

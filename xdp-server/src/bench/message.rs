@@ -154,7 +154,12 @@ impl Messages {
     }
 }
 
-/// Measures with `connections` connections.
+/// Rounds and messages of each, as `settings` want them for `connections` connections.
+pub fn rounds(connections: u32, settings: &Settings) -> (usize, usize) {
+    (settings.rounds as usize, settings.round.unwrap_or(ROUND.max(connections as usize)))
+}
+
+/// Measures with `connections` connections. `between` is called after each round.
 ///
 /// # Errors
 /// The rig cannot be set up, or counts do not add up: then the figures would mean nothing.
@@ -163,18 +168,19 @@ pub fn measure(
     connections: u32,
     settings: &Settings,
     progress: &Progress,
+    between: &mut dyn FnMut(),
 ) -> Result<MessageCost, BenchError> {
-    let rounds = settings.rounds as usize;
-    let round = settings.round.unwrap_or(ROUND.max(connections as usize));
+    let (rounds, round) = rounds(connections, settings);
     let mut bench = Messages::new(identities, connections, (rounds, round), settings.rate, progress)?;
     progress.stage(&format!("messages on {connections} connections"));
-    let sent_before = bench.rig.stats().tx_packets;
+    let sent_before = bench.rig.packets_sent();
     let mut figures = Vec::with_capacity(rounds);
     for number in 0..rounds {
         figures.push(bench.measured_round(number % 2 == 0));
+        between();
         progress.step(number + 1, rounds);
     }
-    let sent = bench.rig.stats().tx_packets - sent_before;
+    let sent = bench.rig.packets_sent() - sent_before;
     bench.check()?;
     let of = |figure: fn(&Round) -> f64| median(figures.iter().map(figure));
     Ok(MessageCost {

@@ -39,6 +39,7 @@ mod stages;
 mod tls;
 
 use report::Report;
+use stages::Stages;
 
 use nix::time::{ClockId, clock_gettime};
 use std::io::{IsTerminal, Write};
@@ -197,9 +198,15 @@ fn measure(settings: &Settings, progress: &Progress) -> Result<Report, BenchErro
     let mut report = Report::default();
     for connections in settings.connections.iter().copied() {
         if wanted(Case::Message) || wanted(Case::Stages) {
-            let whole = message::measure(&identities, connections, settings, progress)?;
-            if wanted(Case::Stages) {
-                report.stages.push(stages::measure(&identities, &whole, settings, progress)?);
+            let rounds = message::rounds(connections, settings);
+            let mut stages = match wanted(Case::Stages) {
+                true => Some(Stages::new(&identities, connections, rounds, progress)?),
+                false => None,
+            };
+            let mut between = || stages.iter_mut().for_each(Stages::round);
+            let whole = message::measure(&identities, connections, settings, progress, &mut between)?;
+            if let Some(stages) = stages {
+                report.stages.push(stages.cost(&whole)?);
             }
             report.messages.push(whole);
         }
@@ -218,8 +225,8 @@ fn measure(settings: &Settings, progress: &Progress) -> Result<Report, BenchErro
 
 /// Sees to it that the kernel does not have to end the process for its hunger.
 fn check_memory(connections: u32) -> Result<(), BenchError> {
-    /// Two servers' connections and the clients of one of them, packets prepared included; measured.
-    const EACH: u64 = 120 * 1024;
+    /// Three servers' connections and the clients of one of them, packets prepared included.
+    const EACH: u64 = 160 * 1024;
     let file = "/proc/meminfo";
     let text = std::fs::read_to_string(file).map_err(|e| BenchError(format!("{file}: {e}")))?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));

@@ -132,23 +132,19 @@ impl Report {
             &["connections/worker", "messages/s of a worker", "workers for 1.2 M/s", "of 47 workers"],
             self.messages.iter().map(|cost| {
                 let one = 1e9 / cost.worker_ns;
+                let (workers, master) = (47.0 * one, 1e9 / cost.master_ns.max(1.0));
+                let limit = if master < workers { " (the master's limit)" } else { "" };
                 vec![
                     grouped(cost.connections.into()),
                     grouped(one as u64),
                     grouped((GOAL / one).ceil() as u64),
-                    format!("{}/s", grouped((47.0 * one) as u64)),
+                    format!("{}/s{limit}", grouped(workers.min(master) as u64)),
                 ]
             }),
         );
         if !text.is_empty() {
-            let most = self.messages.iter().map(|cost| cost.master_ns).fold(0.0, f64::max);
-            let _ = write!(
-                text,
-                "Assumed: a core to each worker and one to the master, no packet I/O (rings, driver), no\n\
-                 broadcasts, workers that share neither caches nor memory bandwidth. The one master takes\n\
-                 {} pixels/s at most.\n",
-                grouped((1e9 / most.max(1.0)) as u64),
-            );
+            text += "Assumed: a core to each worker and one to the master; no packet I/O (rings, driver) and no\n\
+                     broadcasts; workers that share neither caches nor memory bandwidth.\n";
         }
         text
     }

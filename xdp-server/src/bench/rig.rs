@@ -5,8 +5,8 @@ use super::clients::Server;
 use super::frames::{Frames, MemoryIo, TxRing, address, server};
 use crate::link::{self, Shared};
 use crate::master::Master;
-use crate::net::MAX_TX_PAYLOAD;
 use crate::net::frame::MAX_HEADERS;
+use crate::net::{MAX_TX_PAYLOAD, PacketIo};
 use crate::quic::cid::{CidCodec, Route};
 use crate::quic::config::{Connection, Payload, QuicSettings};
 use crate::session::SessionSettings;
@@ -191,7 +191,12 @@ impl Rig {
         self.master.canvas().commit()
     }
 
-    /// The worker's counters as of now.
+    /// Packets that the worker sent.
+    pub fn packets_sent(&mut self) -> u64 {
+        self.io().counters().tx_packets
+    }
+
+    /// The worker's counters as of now, after a turn that makes it publish them.
     pub fn stats(&mut self) -> WorkerStats {
         // The worker publishes in the first turn after a millisecond, by the clock that it is told.
         self.looked = self.looked.max(self.clock) + Duration::from_millis(2);

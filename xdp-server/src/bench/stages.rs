@@ -4,7 +4,7 @@
 //! connection ID and table; these and QUIC; these and the session with its paint queue. A stage costs what
 //! its prefix costs more than the one before. Prefixes that decrypt have a round of fresh packets each time;
 //! those that only look take the packets of the round before, which nobody has touched since. The paint queue
-//! is measured alone. A processor overlaps the work of neighbouring packets, the more so the simpler a loop
+//! is measured alone. All take turns with the whole worker. A processor overlaps the work of neighbouring packets, the more so the simpler a loop
 //! is, so stages add up to somewhat less than the whole worker; what is missing is shown as the rest, with
 //! timers, the queue of senders and the clock in it.
 
@@ -12,7 +12,7 @@ use super::clients::{Clients, order};
 use super::frames::{Frames, address, server};
 use super::message::MessageCost;
 use super::rig::{CONNECTION_ID_KEY, Floor, Identities, session_settings, tiles};
-use super::{BenchError, Progress, Settings, cpu_time, each, median, must_equal};
+use super::{BenchError, Progress, cpu_time, each, median, must_equal};
 use crate::link::{self, Entry, EntryKind, MasterPort};
 use crate::net::frame;
 use crate::net::{Ethernet, Link, Path};
@@ -58,59 +58,90 @@ struct Parts {
     now: Instant,
 }
 
-/// Measures the stages with as many connections as `whole`, which the last two come from.
-///
-/// # Errors
-/// The parts cannot be set up, or lose packets.
-pub fn measure(
-    identities: &Identities,
-    whole: &MessageCost,
-    settings: &Settings,
-    progress: &Progress,
-) -> Result<StageCost, BenchError> {
-    let rounds = settings.rounds as usize;
-    let round = whole.messages / rounds;
-    progress.stage(&format!("stages on {} connections", whole.connections));
-    // Two prefixes consume packets, in each round and in one before that is not counted.
-    let (order, warm_up) = order(whole.connections, 2 * (rounds + 1) * round);
-    let mut parts = Parts::new(identities, whole.connections, &order, progress)?;
-    let mut received = parts.session(0..warm_up);
-    let mut figures = Vec::with_capacity(rounds);
-    for number in 0..=rounds {
-        let first = warm_up + 2 * number * round;
-        let before = first.saturating_sub(2 * round)..first.saturating_sub(round);
-        let mut timed = |what: &mut dyn FnMut(&mut Parts) -> u64| {
+/// The stages of messages on one number of connections, and what was measured of them so far.
+pub struct Stages {
+    connections: u32,
+    parts: Parts,
+    /// Messages of a round.
+    round: usize,
+    /// The next frame.
+    next: usize,
+    /// Frames in all.
+    prepared: usize,
+    /// Datagrams received.
+    received: u64,
+    /// Nanoseconds of each prefix in each round: headers, to the table, to QUIC, to the paint queue; and of
+    /// the paint queue alone.
+    figures: Vec<[f64; 5]>,
+}
+
+impl Stages {
+    /// Sets the parts up for `rounds` rounds of `round` messages, and runs them once uncounted.
+    ///
+    /// # Errors
+    /// The parts cannot be set up.
+    pub fn new(
+        identities: &Identities,
+        connections: u32,
+        (rounds, round): (usize, usize),
+        progress: &Progress,
+    ) -> Result<Self, BenchError> {
+        progress.stage(&format!("{connections} connections to the stages"));
+        // Two prefixes consume packets, in each round and in the one that is not counted.
+        let (order, warm_up) = order(connections, 2 * (rounds + 1) * round);
+        let mut parts = Parts::new(identities, connections, &order, progress)?;
+        let received = parts.session(0..warm_up);
+        parts.drain();
+        let (prepared, figures) = (order.len(), Vec::with_capacity(rounds + 1));
+        let mut stages = Self { connections, parts, round, next: warm_up, prepared, received, figures };
+        stages.round();
+        stages.figures.clear();
+        Ok(stages)
+    }
+
+    /// Runs and measures a round of each prefix. Meant to be called between rounds of the whole worker, so
+    /// that both see the same machine.
+    pub fn round(&mut self) {
+        let (first, round) = (self.next, self.round);
+        self.next += 2 * round;
+        // Of the round before, or in the first one of the warm-up.
+        let before = first.saturating_sub(2 * round)..first.saturating_sub(2 * round) + round.min(first);
+        let mut timed = |what: &mut dyn FnMut(&mut Parts)| {
             let began = cpu_time();
-            received += what(&mut parts);
+            what(&mut self.parts);
             let took = cpu_time() - began;
-            parts.drain();
+            self.parts.drain();
             each(took, round)
         };
-        let session = timed(&mut |parts| parts.session(first..first + round));
-        let quic = timed(&mut |parts| parts.quic(first + round..first + 2 * round));
-        if number == 0 {
-            continue;
-        }
-        let looked = before.len() as u64;
-        let frame = timed(&mut |parts| parts.frame(before.clone()) - looked);
-        let route = timed(&mut |parts| parts.route(before.clone()) - looked);
+        let mut received = 0;
+        let session = timed(&mut |parts| received += parts.session(first..first + round));
+        let quic = timed(&mut |parts| received += parts.quic(first + round..first + 2 * round));
+        let frame = timed(&mut |parts| parts.frame(before.clone()));
+        let route = timed(&mut |parts| parts.route(before.clone()));
         let paint = timed(&mut |parts| parts.paint_queue(round));
-        figures.push([frame, route - frame, quic - route, session - quic - paint, paint]);
-        progress.step(number, rounds);
+        self.received += received;
+        self.figures.push([frame, route, quic, session, paint]);
     }
-    must_equal("datagrams that the stages received", received, order.len() as u64)?;
-    let of = |stage: usize| median(figures.iter().map(|round| round[stage]));
-    let stages = [of(0), of(1), of(2), of(3), of(4)];
-    Ok(StageCost {
-        connections: whole.connections,
-        frame_ns: stages[0],
-        route_ns: stages[1],
-        quic_ns: stages[2],
-        session_ns: stages[3],
-        paint_queue_ns: stages[4],
-        acknowledging_ns: whole.sending_ns,
-        rest_ns: whole.worker_ns - whole.sending_ns - stages.iter().sum::<f64>(),
-    })
+
+    /// What the stages cost, beside the `whole` worker between whose rounds they were measured.
+    ///
+    /// # Errors
+    /// Packets were lost: the figures would mean nothing.
+    pub fn cost(&self, whole: &MessageCost) -> Result<StageCost, BenchError> {
+        must_equal("datagrams that the stages received", self.received, self.prepared as u64)?;
+        let of = |figure: fn(&[f64; 5]) -> f64| median(self.figures.iter().map(figure));
+        let receiving = of(|[.., session, _]| *session);
+        Ok(StageCost {
+            connections: self.connections,
+            frame_ns: of(|[frame, ..]| *frame),
+            route_ns: of(|[frame, route, ..]| route - frame),
+            quic_ns: of(|[_, route, quic, ..]| quic - route),
+            session_ns: of(|[_, _, quic, session, paint]| session - quic - paint),
+            paint_queue_ns: of(|[.., paint]| *paint),
+            acknowledging_ns: whole.sending_ns,
+            rest_ns: whole.worker_ns - whole.sending_ns - receiving,
+        })
+    }
 }
 
 impl Parts {
@@ -154,19 +185,25 @@ impl Parts {
         }
     }
 
-    /// Headers; returns the frames that had good ones.
+    /// Headers.
     #[inline(never)]
-    fn frame(&mut self, frames: Range<usize>) -> u64 {
-        frames.filter(|n| self.frames.get_mut(*n).is_some_and(|(_, frame)| payload(frame).is_some())).count()
-            as u64
+    fn frame(&mut self, frames: Range<usize>) {
+        for n in frames {
+            if let Some((_, frame)) = self.frames.get_mut(n) {
+                std::hint::black_box(payload(frame));
+            }
+        }
     }
 
-    /// Headers, connection ID, table; returns the packets whose connection was found.
+    /// Headers, connection ID, table.
     #[inline(never)]
-    fn route(&mut self, frames: Range<usize>) -> u64 {
+    fn route(&mut self, frames: Range<usize>) {
         let Self { table, codec, frames: all, .. } = self;
-        frames.filter(|n| all.get_mut(*n).and_then(|(_, frame)| find(codec, table, frame)).is_some()).count()
-            as u64
+        for n in frames {
+            if let Some((_, frame)) = all.get_mut(n) {
+                std::hint::black_box(find(codec, table, frame).is_some());
+            }
+        }
     }
 
     /// All up to QUIC; returns the datagrams.
@@ -205,9 +242,9 @@ impl Parts {
         datagrams
     }
 
-    /// Queues `count` pixels as the session does; returns 0.
+    /// Queues `count` pixels as the session does.
     #[inline(never)]
-    fn paint_queue(&mut self, count: usize) -> u64 {
+    fn paint_queue(&mut self, count: usize) {
         let paints = &mut self.ctx.link.paints;
         for n in 0..count {
             let entry = Entry { x: n as u16, y: 0, colour: 0, kind: EntryKind::Datagram };
@@ -215,7 +252,6 @@ impl Parts {
                 let _ = paints.push(entry); // there is room
             }
         }
-        0
     }
 }
 

@@ -18,7 +18,7 @@ Runs unprivileged and opens no socket. Times are CPU time of one thread.
 Examples:
   What does this machine do?
       xdp-server bench
-  With 60,000 connections too; takes some minutes and 6 GB
+  With 60,000 connections too; takes some minutes and 10 GB
       xdp-server bench --full
   Instructions of a message, counted by valgrind
       valgrind --tool=callgrind --collect-atstart=no --toggle-collect='*measured_worker*' \\
