@@ -466,6 +466,9 @@ impl Core {
         for _ in 0..SEND_BUDGET {
             let Some(slot) = self.fanout.next_subscriber() else { break };
             let Some(conn) = self.table.get_mut(slot) else { continue };
+            if conn.paths.is_moving() {
+                continue; // what it misses, VERSIONS tell it, and REPAIR brings
+            }
             let what = self.fanout.broadcast(conn.session.view());
             if what.diffs.is_empty() && what.versions.is_empty() {
                 continue;

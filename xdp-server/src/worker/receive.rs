@@ -231,8 +231,12 @@ impl Core {
     /// Gives a packet to the connection in `slot`, and to its session what QUIC makes of it.
     pub fn deliver(&mut self, slot: u32, path: &Path, packet: &mut [u8], now: Instant) {
         let Some(conn) = self.table.get_mut(slot) else { return };
-        let (length, elsewhere) = (packet.len(), conn.paths.note(path));
-        let info = RecvInfo { from: path.peer, to: path.local };
+        let (length, elsewhere) = (packet.len(), conn.paths.note(path, now));
+        if conn.paths.has_other() {
+            // A path may have been given up since the last packet.
+            follow_path_events(conn);
+        }
+        let info = RecvInfo { from: conn.paths.name(path), to: path.local };
         if conn.quic.recv(packet, info).is_err() {
             // The connection is closing for it; its CONNECTION_CLOSE is to be sent.
             self.ctx.stats.drop_quic += 1;
@@ -242,6 +246,10 @@ impl Core {
         conn.retired_ids |= conn.quic.retired_scids() > 0;
         if elsewhere || conn.paths.has_other() {
             follow_path_events(conn);
+            if conn.paths.probe_is_due(now) {
+                // An error means that the client has no spare ID for it, yet.
+                let _ = conn.quic.probe_path(path.local, conn.paths.name(path));
+            }
             self.supply_ids(slot);
         }
         let Some(conn) = self.table.get_mut(slot) else { return };
@@ -340,6 +348,7 @@ fn follow_path_events(conn: &mut Conn) {
             PathEvent::PeerMigrated(_, peer) => {
                 conn.paths.migrate(peer);
             }
+            PathEvent::FailedValidation(_, peer) => conn.paths.fail(peer),
             _ => {}
         }
     }

@@ -57,7 +57,7 @@ impl Core {
     fn transmit_one<I: PacketIo>(&mut self, slot: u32, io: &mut I, now: Instant) -> bool {
         self.blocked = false;
         let Some(conn) = self.table.get_mut(slot) else { return false };
-        if conn.life == Life::Open && conn.session.has_output() {
+        if conn.life == Life::Open && conn.session.has_output() && !conn.paths.is_moving() {
             match conn.session.pump(&mut conn.quic, &mut self.ctx, now) {
                 Ok(Some(wait)) => self.wheel.arm(slot, now + wait),
                 Ok(None) => {}

@@ -1,7 +1,7 @@
 //! The scenario of `scenario.toml`, on every backend that it names.
 //!
 //! ```text
-//!   audience   connects ─────── looks on, moves ─────────────────────────────────► is told DRAINING
+//!   audience   connects ─────── looks on ────────────────────────────────────────► is told DRAINING
 //!   painters            connect ── paint, move ── verify, dump ── leave
 //!   server     starts ───────────────────────────────────────────── SIGTERM, drains, dumps, exits 0
 //!   network    loses packets, both ways, all the time
@@ -100,7 +100,7 @@ fn play(name: &str) {
         assert!(lost.len() == 2 && lost.iter().all(|packets| *packets > 50), "{lost:?}");
         let counted = |what: &str| outcome.report[what].as_u64().unwrap();
         assert!(counted("gaps") > 0 && counted("repairs") > 0, "{:#}", outcome.report);
-        // 16 sockets, five times each, less on a busy machine.
+        // 16 sockets, twice each or more, less on a busy machine.
         assert!(counted("rebinds") >= 16, "{}", outcome.report["rebinds"]);
 
         // Who was still there was told why the server ended.
@@ -110,7 +110,6 @@ fn play(name: &str) {
             (1, &json!({ "DRAINING": report["clients"] })),
             "{report:#}"
         );
-        assert!(report["rebinds"].as_u64() > Some(0), "{report:#}");
         assert_eq!(total(&outcome.summary, "strays_dropped"), 0);
         assert_eq!(attached(lab), Value::Null, "the program is still attached");
     });
