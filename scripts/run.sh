@@ -187,7 +187,7 @@ jq -n -c --slurpfile start "$scratch/start.json" --slurpfile summary "$scratch/s
         rx_packets_per_queue: $server.rx_packets_per_queue,
         connections: $clients.connections,
         failed: $clients.failed,
-        pixels_sent: $clients.pixels_sent,
+        pixels_sent: $clients.pixels_sent_run,
         pixels_applied: $server.pixels_applied,
         pixels_per_s: $clients.pixels_per_s,
         diff_datagrams: $clients.diff_datagrams,
