@@ -74,7 +74,7 @@ fn connection_id_decode(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| codec.decode(black_box(&id)));
 }
 
-#[divan::bench(args = [1000, 60_000])]
+#[divan::bench(args = [1000, 60_000], sample_size = 10_000)]
 fn table_lookup(bencher: Bencher<'_, '_>, connections: u32) {
     let pages = Pages::Exactly(PageKind::Plain);
     // As far apart as connections are, so that a large table is not in the cache.

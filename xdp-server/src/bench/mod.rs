@@ -267,9 +267,10 @@ mod tests {
         let message = &report.messages[0];
         assert_eq!((message.connections, message.messages), (5, 128));
         assert!(message.worker_ns > 0.0 && message.floor_ns > 0.0 && message.ratio > 0.0);
-        // One for eight packets, but for what each of five connections had left over at start and end.
+        // One for eight packets at most, but for what each of five connections had left over; and one for each
+        // of them at least.
         let acks = message.acks_per_message * 128.0;
-        assert!((11.0..=21.0).contains(&acks), "{acks} acknowledgements of 128 messages");
+        assert!((5.0..=21.0).contains(&acks), "{acks} acknowledgements of 128 messages");
         assert!(report.stages[0].quic_ns > 0.0);
         let broadcast = &report.broadcasts[0];
         assert!(broadcast.packets >= 1.0 && broadcast.bytes > 300, "{broadcast:?}");

@@ -169,9 +169,8 @@ impl Rig {
         while self.master.turn(self.clock) {}
     }
 
-    /// Has the master apply what the worker queued, and publish a tick.
+    /// Has the master apply what the worker queued, as far as it does so at once, and publish one tick.
     pub fn tick(&mut self) {
-        self.apply();
         self.master.turn(self.master.next_tick());
         self.clock = Instant::now();
     }
