@@ -309,7 +309,8 @@ fn the_monitor_goes_without_metrics_and_ends_with_the_server_or_when_told() {
     let lines = |file: &str| fs::read_to_string(file).unwrap_or_default().lines().count();
     eventually("three lines each", || (lines(&first) > 3 && lines(&second) > 3).then_some(()));
 
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(told.id() as i32), nix::sys::signal::Signal::SIGINT)
+    // Not SIGINT: where this runs in the background of a shell, that is ignored, and shells keep it so.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(told.id() as i32), nix::sys::signal::Signal::SIGTERM)
         .unwrap();
     let status = eventually("it ends when told", || told.try_wait().unwrap());
     assert_eq!(status.code(), Some(0));

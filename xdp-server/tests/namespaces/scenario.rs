@@ -107,7 +107,7 @@ fn play(name: &str) {
         let (code, report) = audience.expect("it was started").end();
         assert_eq!(
             (code, &report["failures_by_cause"]),
-            (1, &json!({ "DRAINING": report["clients"] })),
+            (4, &json!({ "DRAINING": report["clients"] })),
             "{report:#}"
         );
         assert_eq!(total(&outcome.summary, "strays_dropped"), 0);
