@@ -46,9 +46,9 @@ fn client_at(address: SocketAddr) -> Option<u32> {
 
 /// One frame: where it is, and whose.
 #[derive(Clone, Copy)]
-pub struct Place {
+struct Place {
     /// Client that sent it.
-    pub client: u32,
+    client: u32,
     /// Length with headers, in bytes.
     len: u32,
     /// Where it begins.

@@ -11,7 +11,7 @@ use super::rig::{Floor, Identities, Rig};
 use super::tls::Tls;
 use super::{BenchError, Progress, Settings, each, median, must_equal};
 
-/// Handshakes of a round: some 20 ms.
+/// Handshakes of a round: some 8 ms. Fewer are at the mercy of a single interruption of the caches.
 const ROUND: u32 = 64;
 
 /// What handshakes of one kind cost the server, in microseconds each; medians over the rounds.

@@ -8,21 +8,19 @@
 //! - The floor is `recv()` and `dgram_recv_buf()` on a connection that is found by index, and nothing else.
 //!   It is not told to acknowledge; what an acknowledgement costs it is measured apart.
 //! - The worker does all that it does: headers, connection ID, table, QUIC, session, paint queue, timers, and
-//!   the acknowledgements that are due. Its clock is moved as if messages came at the rate that was asked
-//!   for. The master works between the rounds, and is measured apart.
+//!   the acknowledgements that are due. Its clock moves in each turn by the time in which a turn's packets
+//!   come at the rate that was asked for. The master works between the rounds, and is measured apart.
 
 use super::clients::{Clients, order};
 use super::frames::Frames;
 use super::rig::{Floor, Identities, Rig};
 use super::{BenchError, Progress, Settings, cpu_time, each, median, must_equal};
+use crate::worker::RECEIVE_BUDGET;
 use std::ops::Range;
 use std::time::Duration;
 
 /// Messages of a round, at least: some 20 ms, against a clock with a resolution of nanoseconds.
 const ROUND: usize = 20_000;
-
-/// Packets that a worker receives in a turn: what its clock is moved by is the time in which so many come.
-const TURN: u32 = 64;
 
 /// What messages cost with one number of connections. Times in nanoseconds a message unless said otherwise;
 /// medians over the rounds.
@@ -98,12 +96,14 @@ impl Messages {
         clients.connect(connections, &mut rig, progress)?;
         let mut frames = clients.paint(&order, rig.geometry())?;
         drop(clients);
-        rig.settle(Duration::from_secs(TURN.into()) / rate.max(1));
+        rig.pace(Duration::from_secs(RECEIVE_BUDGET as u64) / rate.max(1));
         let counted = rig.stats().messages;
         rig.io().swap(&mut frames);
-        rig.io().offer(warm_up);
-        rig.turn_until_idle();
-        rig.apply();
+        for first in (0..warm_up).step_by(ROUND) {
+            rig.io().offer(ROUND.min(warm_up - first));
+            rig.turn_until_idle();
+            rig.apply(); // or the paint queue would be full
+        }
 
         progress.stage(&format!("{connections} connections to QUIC alone"));
         let mut floor = Floor::new(identities, 0)?;

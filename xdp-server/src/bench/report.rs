@@ -43,7 +43,7 @@ impl Report {
     fn messages(&self) -> String {
         table(
             "A message (one pixel, one packet), ns of one core",
-            &["connections", "worker", "of it ACKs", "ACKs", "QUIC alone", "an ACK", "master", "ratio"],
+            &["connections", "worker", "of it ACKs", "ACKs each", "QUIC alone", "its ACK", "master", "ratio"],
             self.messages.iter().map(|cost| {
                 vec![
                     grouped(cost.connections.into()),

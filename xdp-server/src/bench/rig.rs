@@ -147,7 +147,7 @@ impl Rig {
 
     /// Ends the conversation with clients. From here on the worker's clock moves by `step` in each turn, so
     /// that what depends on time (acknowledgements) depends neither on the machine nor on valgrind.
-    pub fn settle(&mut self, step: Duration) {
+    pub fn pace(&mut self, step: Duration) {
         self.io().swallow();
         self.step = step;
     }

@@ -50,7 +50,7 @@ use std::time::{Duration, Instant};
 
 /// Packets received in one turn. One ring's worth of what veth and most NICs hand over at a time; larger
 /// delays sending.
-const RECEIVE_BUDGET: usize = 64;
+pub(crate) const RECEIVE_BUDGET: usize = 64;
 
 /// Subscribers that are handed a tick in one turn, and connections that get to send. At about 2 us each a
 /// stage stays well under the 1 ms timers.
