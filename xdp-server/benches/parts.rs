@@ -14,7 +14,7 @@ use xdp_server::quic::header;
 use xdp_server::quic::table::ConnectionTable;
 use xdp_server::quic::wheel::TimerWheel;
 
-/// As in the program.
+/// The program's, but for its settings.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

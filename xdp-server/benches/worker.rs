@@ -7,7 +7,7 @@ use xdp_server::bench::Progress;
 use xdp_server::bench::message::Messages;
 use xdp_server::bench::rig::Identities;
 
-/// As in the program.
+/// The program's, but for its settings.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

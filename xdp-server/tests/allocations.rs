@@ -57,8 +57,9 @@ const ROUND: usize = 4000;
 /// less. It is less than one for each turn of the worker, let alone each acknowledgement or message.
 const GROWTH: u64 = 40;
 
-/// Rounds that come before: after two acknowledgements in each, quiche's lists of packets in flight have grown
-/// from 8 to 16 entries, and are not full again in the round that counts. (Nobody acknowledges anything here.)
+/// Rounds that come before: after two acknowledgements in each, quiche's lists of packets in flight have
+/// grown from 8 to 16 entries, and are not full again in the round that counts. (Nobody acknowledges anything
+/// here.)
 const WARM_UP: usize = 5;
 
 #[test]
@@ -88,8 +89,8 @@ fn the_worker_allocates_nothing_for_a_message() {
     assert_eq!(acks, u64::from(CONNECTIONS), "QUIC alone acknowledges what it received of each client");
     let quiche = receiving + acknowledging.div_ceil(acks) * worker_acks;
     println!(
-        "{ROUND} messages, {worker_acks} acknowledgements: the worker made {worker} allocations; quiche alone \
-         {receiving} to receive as many, and {acknowledging} to acknowledge {acks} times: {quiche}"
+        "{ROUND} messages, {worker_acks} acknowledgements: the worker made {worker} allocations; quiche \
+         alone {receiving} to receive as many, and {acknowledging} to acknowledge {acks} times: {quiche}"
     );
     assert!((1..=ROUND as u64 / 8).contains(&worker_acks), "{worker_acks} acknowledgements");
     let own = worker.saturating_sub(quiche);

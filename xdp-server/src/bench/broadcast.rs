@@ -46,72 +46,114 @@ pub fn measure(
     settings: &Settings,
     progress: &Progress,
 ) -> Result<BroadcastCost, BenchError> {
-    progress.stage(&format!("{subscribers} subscribers"));
-    let mut rig = Rig::new(identities, subscribers)?;
-    let mut clients = Clients::new(5, Some(HELLO_DIFFS))?;
-    clients.connect(subscribers, &mut rig, progress)?;
-    let mut floor = Floor::new(identities, 2 * subscribers as usize)?;
-    let mut floor_clients = Clients::new(6, None)?;
-    floor_clients.connect(subscribers, &mut floor, progress)?;
-
+    let mut both = Both::new(identities, subscribers, progress)?;
     progress.stage(&format!("broadcasts to {subscribers} subscribers"));
-    let count = subscribers as usize;
-    let mut figures = Vec::new();
-    let mut all_packets = 0;
-    let mut replies = Vec::new();
+    let rounds = settings.rounds as usize;
     // The first round fills caches and queues, and tells the floor what a diff is like.
-    for number in 0..=settings.rounds as usize {
-        clients.paint_some(PIXELS, rig.geometry())?;
-        clients.converse(0, &mut rig)?;
-        rig.tick();
-        let sent_before = rig.packets_sent();
-        let began = cpu_time();
-        measured_broadcast(&mut rig);
-        let worker = cpu_time() - began;
-        let packets = (rig.packets_sent() - sent_before) as usize;
-        rig.io().take_sent(&mut replies);
-        must_equal("packets sent by the worker", replies.len() as u64, packets as u64)?;
-        clients.receive(&mut replies)?;
-        clients.take_served();
-        clients.converse(0, &mut rig)?;
-        let worker_acks = clients.take_served();
-
-        let payload: Rc<[u8]> = clients.datagrams().0.into();
-        let began = cpu_time();
-        let floor_packets = measured_floor_broadcast(&mut floor, count as u32, &payload);
-        let alone = cpu_time() - began;
-        must_equal("packets sent by QUIC alone", floor_packets, count as u64)?;
-        floor.take_sent(&mut replies);
-        floor_clients.receive(&mut replies)?;
-        floor_clients.take_served();
-        floor_clients.converse(0, &mut floor)?;
-        let floor_acks = floor_clients.take_served();
-        if number > 0 {
-            all_packets += packets;
-            figures.push([
-                each(worker, packets),
-                each(alone, count),
-                each(worker_acks, packets),
-                each(floor_acks, count),
-            ]);
-        }
-        progress.step(number, settings.rounds as usize);
+    both.worker()?;
+    both.floor()?;
+    let mut figures = Vec::with_capacity(rounds);
+    for number in 0..rounds {
+        let (worker, floor) = if number % 2 == 0 {
+            let worker = both.worker()?;
+            (worker, both.floor()?)
+        } else {
+            let floor = both.floor()?;
+            (both.worker()?, floor)
+        };
+        figures.push((worker, floor));
+        progress.step(number + 1, rounds);
     }
-    let ticks = u64::from(settings.rounds) + 1;
-    if clients.datagrams().1 < ticks * u64::from(subscribers) {
-        return Err(BenchError::new("a subscriber missed a broadcast; nothing can be said"));
-    }
-    let of = |figure: usize| median(figures.iter().map(|round| round[figure]));
+    both.check(rounds as u64 + 1)?;
+    let of = |figure: fn(&(Sent, Sent)) -> f64| median(figures.iter().map(figure));
     Ok(BroadcastCost {
         subscribers,
-        bytes: clients.datagrams().0.len(),
-        packets: all_packets as f64 / (figures.len() * count) as f64,
-        worker_ns: of(0),
-        floor_ns: of(1),
-        ratio: median(figures.iter().map(|round| round[0] / round[1])),
-        worker_ack_ns: of(2),
-        floor_ack_ns: of(3),
+        bytes: both.clients.datagrams().0.len(),
+        packets: of(|(worker, _)| worker.packets as f64) / f64::from(subscribers),
+        worker_ns: of(|(worker, _)| worker.each),
+        floor_ns: of(|(_, floor)| floor.each),
+        ratio: of(|(worker, floor)| worker.each / floor.each),
+        worker_ack_ns: of(|(worker, _)| worker.ack),
+        floor_ack_ns: of(|(_, floor)| floor.ack),
     })
+}
+
+/// One broadcast by one of the two.
+struct Sent {
+    packets: usize,
+    /// Nanoseconds a packet.
+    each: f64,
+    /// Nanoseconds to receive the acknowledgement of a packet.
+    ack: f64,
+}
+
+/// The worker and the floor, each with its clients.
+struct Both {
+    rig: Rig,
+    clients: Clients,
+    floor: Floor,
+    floor_clients: Clients,
+    replies: Vec<(u32, Vec<u8>)>,
+}
+
+impl Both {
+    fn new(identities: &Identities, subscribers: u32, progress: &Progress) -> Result<Self, BenchError> {
+        progress.stage(&format!("{subscribers} subscribers of the worker"));
+        let mut rig = Rig::new(identities, subscribers)?;
+        let mut clients = Clients::new(5, Some(HELLO_DIFFS))?;
+        clients.connect(subscribers, &mut rig, progress)?;
+        progress.stage(&format!("{subscribers} connections to QUIC alone"));
+        let mut floor = Floor::new(identities, 2 * subscribers as usize)?;
+        let mut floor_clients = Clients::new(6, None)?;
+        floor_clients.connect(subscribers, &mut floor, progress)?;
+        Ok(Self { rig, clients, floor, floor_clients, replies: Vec::new() })
+    }
+
+    /// Paints, and has the worker broadcast it.
+    fn worker(&mut self) -> Result<Sent, BenchError> {
+        let Self { rig, clients, replies, .. } = self;
+        clients.paint_some(PIXELS, rig.geometry())?;
+        clients.converse(0, rig)?;
+        rig.tick();
+        let before = rig.packets_sent();
+        let began = cpu_time();
+        measured_broadcast(rig);
+        let took = cpu_time() - began;
+        let packets = (rig.packets_sent() - before) as usize;
+        rig.io().take_sent(replies);
+        must_equal("packets sent by the worker", replies.len() as u64, packets as u64)?;
+        clients.receive(replies)?;
+        clients.take_served();
+        clients.converse(0, rig)?;
+        Ok(Sent { packets, each: each(took, packets), ack: each(clients.take_served(), packets) })
+    }
+
+    /// Has QUIC alone send what the worker's clients got last.
+    fn floor(&mut self) -> Result<Sent, BenchError> {
+        let Self { floor, floor_clients: clients, replies, .. } = self;
+        let payload: Rc<[u8]> = self.clients.datagrams().0.into();
+        let packets = clients.len();
+        let began = cpu_time();
+        let sent = measured_floor_broadcast(floor, packets as u32, &payload);
+        let took = cpu_time() - began;
+        must_equal("packets sent by QUIC alone", sent, packets as u64)?;
+        floor.take_sent(replies);
+        clients.receive(replies)?;
+        clients.take_served();
+        clients.converse(0, floor)?;
+        Ok(Sent { packets, each: each(took, packets), ack: each(clients.take_served(), packets) })
+    }
+
+    /// Checks that every subscriber got every datagram of all `ticks`, and one or more in each.
+    fn check(&mut self, ticks: u64) -> Result<(), BenchError> {
+        let stats = self.rig.stats();
+        let sent = stats.diffs_sent + stats.versions_sent;
+        must_equal("datagrams that subscribers got", self.clients.datagrams().1, sent)?;
+        if stats.diffs_sent < ticks * self.clients.len() as u64 {
+            return Err(BenchError::new("a subscriber was left out of a broadcast; nothing can be said"));
+        }
+        Ok(())
+    }
 }
 
 /// The worker's fan-out of one tick. Not inlined: valgrind collects by this name.

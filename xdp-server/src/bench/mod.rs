@@ -3,11 +3,11 @@
 //!
 //! Theory of operation
 //! -------------------
-//! A whole [`crate::worker::Worker`], with a real canvas and its master, runs over [`frames::MemoryIo`]: packet
-//! I/O from and to memory. Real QUIC clients shake hands with it and prepare encrypted packets ahead; only
-//! then is anything measured, so that no client's work is ever in a figure. Beside it, in the same run and
-//! turn by turn, connections of quiche alone with the same settings receive packets prepared in the same way:
-//! the *floor*. Absolute times depend on the machine and on what else runs on it; the ratio to the floor
+//! A whole [`crate::worker::Worker`], with a real canvas and its master, runs over [`frames::MemoryIo`]:
+//! packet I/O from and to memory. Real QUIC clients shake hands with it and prepare encrypted packets ahead;
+//! only then is anything measured, so that no client's work is ever in a figure. Beside it, in the same run
+//! and turn by turn, connections of quiche alone with the same settings receive packets prepared in the same
+//! way: the *floor*. Absolute times depend on the machine and on what else runs on it; the ratio to the floor
 //! hardly does, and is what counts. Times are CPU time of the one thread that does all.
 //!
 //! - `frames`: prepared frames, and packet I/O from memory
@@ -38,10 +38,9 @@ pub mod rig;
 mod stages;
 mod tls;
 
+use nix::time::{ClockId, clock_gettime};
 use report::Report;
 use stages::Stages;
-
-use nix::time::{ClockId, clock_gettime};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -267,8 +266,8 @@ mod tests {
         let message = &report.messages[0];
         assert_eq!((message.connections, message.messages), (5, 128));
         assert!(message.worker_ns > 0.0 && message.floor_ns > 0.0 && message.ratio > 0.0);
-        // One for eight packets at most, but for what each of five connections had left over; and one for each
-        // of them at least.
+        // One for eight packets at most, but for what each of five connections had left over; and one for
+        // each of them at least.
         let acks = message.acks_per_message * 128.0;
         assert!((5.0..=21.0).contains(&acks), "{acks} acknowledgements of 128 messages");
         assert!(report.stages[0].quic_ns > 0.0);

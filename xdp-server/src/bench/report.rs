@@ -143,8 +143,8 @@ impl Report {
             }),
         );
         if !text.is_empty() {
-            text += "Assumed: a core to each worker and one to the master; no packet I/O (rings, driver) and no\n\
-                     broadcasts; workers that share neither caches nor memory bandwidth.\n";
+            text += "Assumed: a core to each worker and one to the master; no packet I/O (rings, driver)\n\
+                     and no broadcasts; workers that share neither caches nor memory bandwidth.\n";
         }
         text
     }

@@ -9,8 +9,11 @@ use std::ffi::OsString;
 /// The word that selects it, as the first argument.
 pub(super) const NAME: &str = "bench";
 
-/// Most connections without `--full`: setting up more takes minutes and gigabytes.
-const MOST: u32 = 10_000;
+/// What is measured when no numbers are given: more connections take minutes and gigabytes.
+const USUAL: [u32; 3] = [100, 1000, 10_000];
+
+/// What `--full` adds: about as many as one worker may have.
+const FULL: u32 = 60_000;
 
 const AFTER_HELP: &str = "\
 Runs unprivileged and opens no socket. Times are CPU time of one thread.
@@ -45,7 +48,12 @@ struct Args {
     connections: Option<Vec<u32>>,
 
     /// Rounds of which the median is taken, 1 to 1000
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 9,
+        value_parser = clap::value_parser!(u32).range(1..=1000)
+    )]
     rounds: u32,
 
     /// Messages a second that the worker is told to come, 1000 to 100000000: how many of them wait for one
@@ -77,9 +85,9 @@ struct Args {
 /// clap's, `--help` among them.
 pub(super) fn parse(args: &[OsString]) -> Result<Command, CliError> {
     let args = Args::try_parse_from(args)?;
-    let mut connections = args.connections.unwrap_or_else(|| vec![100, 1000, MOST]);
+    let mut connections = args.connections.unwrap_or_else(|| USUAL.into());
     if args.full {
-        connections.push(60_000);
+        connections.push(FULL);
     }
     Ok(Command::Bench(Settings {
         connections,
