@@ -5,9 +5,9 @@
 //! its prefix costs more than the one before. Prefixes that decrypt have a round of fresh packets each time;
 //! those that only look take the packets of the round before, which nobody has touched since. The paint queue
 //! is measured alone. All take turns with the whole worker. A processor overlaps the work of neighbouring
-//! packets, the more so the simpler a loop is, and a connection's memory is waited for by the stage that first
-//! reads it (QUIC: the table's own part is small); so stages add up to somewhat less than the whole worker.
-//! What is missing is shown as the rest, with timers, the queue of senders and the clock in it.
+//! packets, the more so the simpler a loop is, and a connection's memory is waited for by the stage that
+//! first reads it (QUIC: the table's own part is small); so stages add up to somewhat less than the whole
+//! worker. What is missing is shown as the rest, with timers, the queue of senders and the clock in it.
 
 use super::clients::{Clients, order};
 use super::frames::{Frames, address, server};
