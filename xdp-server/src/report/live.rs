@@ -66,6 +66,9 @@ struct Rates {
     /// Share of time working. Only of one worker: a sum over workers has no such share.
     #[serde(skip_serializing_if = "Option::is_none")]
     working: Option<f64>,
+    /// Counters since start, not rates: where the time went.
+    #[serde(flatten)]
+    regimes: Regimes,
 }
 
 impl Interval {
@@ -166,7 +169,23 @@ impl Rates {
             rx_packets_per_s: rate(before.rx_packets, now.rx_packets, seconds),
             tx_packets_per_s: rate(before.tx_packets, now.tx_packets, seconds),
             working: share(working, waiting),
+            regimes: Regimes(*now),
         }
+    }
+}
+
+/// Nanoseconds since start that went to each regime, by their counters' names.
+#[derive(Clone, Copy, Debug)]
+struct Regimes(WorkerStats);
+
+impl Serialize for Regimes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(
+            self.0
+                .fields()
+                .filter(|field| field.name.ends_with("_ns"))
+                .map(|field| (field.name, field.value)),
+        )
     }
 }
 
