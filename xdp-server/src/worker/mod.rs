@@ -6,12 +6,12 @@
 //!            +-------------------------------------------------------------------------------------+
 //! ```
 //!
-//! One thread owns everything here: its packet I/O, its connections, its timers. A turn reads the clock once.
+//! One thread owns everything here: its packet I/O, its connections, its timers. An idle turn reads the
+//! clock once, a busy one once more for each stage that found work (`regime`).
 //! Receiving never waits for sending: a connection that has something to send is put in a queue (`ready`),
 //! which the transmit stage works off as far as there are transmit buffers. A turn that finds nothing to do
 //! counts as waiting; when the core is shared, the worker then sleeps until something comes.
 //!
-//! - `ahead`: what a burst will need from memory
 //! - `conn`: what is kept of one connection
 //! - `receive`: from a packet to its connection; accepting, refusing, resetting
 //! - `newcomers`: new connections, a few each turn
@@ -19,7 +19,6 @@
 //! - `regime`: where the time goes
 //! - `transmit`: from connections to packets; timers; closing
 
-mod ahead;
 pub mod conn;
 mod fanout;
 mod newcomers;
@@ -36,7 +35,6 @@ use crate::quic::reset::Resetter;
 use crate::quic::table::ConnectionTable;
 use crate::quic::wheel::TimerWheel;
 use crate::session::{Context, SessionSettings};
-use ahead::Ahead;
 use canvas::codes::CloseCode;
 use canvas::palette::Palette;
 use canvas::tiles::TileReader;
@@ -177,7 +175,6 @@ struct Core {
     ack_delay: Duration,
     max_connections: u32,
     table: ConnectionTable<Conn>,
-    ahead: Ahead,
     wheel: TimerWheel,
     /// Slots that have something to send.
     ready: VecDeque<u32>,
@@ -226,7 +223,6 @@ impl<I: PacketIo> Worker<I> {
             max_connections: parts.max_connections,
             table: ConnectionTable::new(slots, parts.pages, parts.numa_node, u32::from_ne_bytes(epoch))
                 .map_err(|e| e.to_string())?,
-            ahead: Ahead::default(),
             wheel: TimerWheel::new(slots as usize, now),
             ready: VecDeque::with_capacity(slots as usize),
             stateless: VecDeque::new(),

@@ -30,14 +30,15 @@ const SPARE_IDS: usize = 1;
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 impl Core {
-    /// Prepares for a payload that [`on_packet`](Self::on_packet) will get soon.
+    /// Prepares for a payload that [`on_packet`](Self::on_packet) will get soon: a packet of one among 10,000
+    /// connections finds nothing of its connection in cache, and each miss takes as long as decrypting it. Asked
+    /// for now, the misses of a burst overlap. Its ID is decoded again then: 5 ns, less than keeping it costs.
     pub fn expect(&mut self, packet: &[u8]) {
         if let Some(Header::Short { dcid }) = header::parse(packet)
             && usize::from(dcid[0]) == self.index
             && let Some(route) = self.codec.decode(dcid)
         {
             self.table.prefetch(route.slot, HOT_LINES);
-            self.ahead.push(dcid, route);
         }
     }
 
@@ -49,8 +50,7 @@ impl Core {
                 if usize::from(dcid[0]) != self.index && !stray {
                     return self.pass_on(dcid[0], path, packet, Some(dcid), now);
                 }
-                let route = self.ahead.take(&dcid).or_else(|| self.codec.decode(&dcid));
-                match route.and_then(|route| self.find(&route)) {
+                match self.codec.decode(&dcid).and_then(|route| self.find(&route)) {
                     Some(slot) if self.is_retired(slot, &dcid) => self.ctx.stats.drop_unknown_id += 1,
                     Some(slot) => self.deliver(slot, path, packet, now),
                     None => self.reset(&dcid, path, packet.len(), now),
