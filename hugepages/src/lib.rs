@@ -28,6 +28,7 @@
 mod census;
 mod kind;
 mod pool;
+mod prefetch;
 mod region;
 mod report;
 mod slab;
@@ -36,6 +37,7 @@ mod sys;
 
 pub use kind::{PageKind, Pages, UnknownPages};
 pub use pool::{HugePages, NodePages, needed_pages};
+pub use prefetch::prefetch;
 pub use region::{Error, Region, Request};
 pub use report::{Report, advise};
 pub use slab::{InsertError, Iter, IterMut, Slab};

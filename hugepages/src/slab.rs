@@ -15,6 +15,7 @@
 //! maps and unmaps nothing. Since nothing moves, one value is enough to hold a chunk.
 
 use crate::kind::{MIB2, PageKind, Pages};
+use crate::prefetch::prefetch;
 use crate::region::{Error, Region, Request};
 use crate::report::{Report, Shortfall};
 use crate::split::Split;
@@ -32,19 +33,6 @@ const MIN_SLOTS: usize = 8;
 
 /// State of a slot with a value. Others: 0, vacant and last in its list; n + 1, vacant and before slot n.
 const OCCUPIED: u32 = u32::MAX;
-
-/// Asks the processor to fetch the cache line at `address`.
-#[inline]
-fn prefetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch is a hint: it accesses nothing and faults on no address.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address; // no stable intrinsic
-}
 
 /// Why a value was not inserted.
 #[derive(Debug, thiserror::Error)]
@@ -228,17 +216,16 @@ impl<T> Slab<T> {
     }
 
     /// Asks the processor to fetch cache lines of the slot at `index`, given by their offset in the value, in
-    /// bytes. Reads nothing: the slot may be vacant, and an offset past its end only fetches in vain.
+    /// bytes; and that which tells whether there is a value. Reads nothing: the slot may be vacant, and an offset
+    /// past its end only fetches in vain.
     #[inline]
     pub fn prefetch(&self, index: u32, offsets: impl IntoIterator<Item = usize>) {
         let (id, slot) = self.split.of(index);
         let Some(Some(base)) = self.bases.get(id as usize) else { return };
-        let start = base
-            .as_ptr()
-            .cast::<u8>()
-            .wrapping_add(slot as usize * size_of::<Slot<T>>() + std::mem::offset_of!(Slot<T>, value));
+        let start = base.as_ptr().cast::<u8>().wrapping_add(slot as usize * size_of::<Slot<T>>());
+        prefetch(start.wrapping_add(std::mem::offset_of!(Slot<T>, state)));
         for offset in offsets {
-            prefetch(start.wrapping_add(offset));
+            prefetch(start.wrapping_add(std::mem::offset_of!(Slot<T>, value) + offset));
         }
     }
 

@@ -1,5 +1,6 @@
 //! quiche's settings, and the buffer type that lets one encoded diff serve every client.
 
+use super::hot::Plans;
 use super::tls;
 use crate::net::{MAX_RX_PAYLOAD, MAX_TX_PAYLOAD};
 use canvas::codes::ALPN;
@@ -134,7 +135,8 @@ impl QuicSettings {
         // BBR's state is 3.3 KB a connection smaller than CUBIC's (it is quiche's newer loss recovery, which
         // gives back what the handshake's packet number spaces took), at the same cost for each packet.
         config.set_cc_algorithm(quiche::CongestionControlAlgorithm::Bbr2Gcongestion);
-        Ok(WorkerQuic { config, ack_delay: ACK_DELAY })
+        let plans = Plans::of_this_program(&mut config);
+        Ok(WorkerQuic { config, ack_delay: ACK_DELAY, plans })
     }
 }
 
@@ -144,6 +146,8 @@ pub struct WorkerQuic {
     pub config: quiche::Config,
     /// How long an acknowledgement may wait.
     pub ack_delay: Duration,
+    /// What memory connections touch.
+    pub plans: &'static Plans,
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 pub mod cid;
 pub mod config;
 pub mod header;
+pub mod hot;
 pub mod reset;
 pub mod table;
 pub mod tls;

@@ -53,6 +53,11 @@ impl Fanout {
         next
     }
 
+    /// The slot whose turn comes `steps` after that of the last [`next_subscriber`](Self::next_subscriber).
+    pub fn after(&self, steps: usize) -> Option<u32> {
+        self.subscribers.get(self.served + steps - 1).copied()
+    }
+
     /// The present tick as encoded for `view`. Call for a slot from
     /// [`next_subscriber`](Self::next_subscriber).
     pub fn broadcast(&mut self, view: TileRect) -> Rc<Broadcast> {

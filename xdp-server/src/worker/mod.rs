@@ -12,6 +12,7 @@
 //! which the transmit stage works off as far as there are transmit buffers. A turn that finds nothing to do
 //! counts as waiting; when the core is shared, the worker then sleeps until something comes.
 //!
+//! - `ahead`: memory that the next packets need
 //! - `conn`: what is kept of one connection
 //! - `receive`: from a packet to its connection; accepting, refusing, resetting
 //! - `newcomers`: new connections, a few each turn
@@ -19,6 +20,7 @@
 //! - `regime`: where the time goes
 //! - `transmit`: from connections to packets; timers; closing
 
+mod ahead;
 pub mod conn;
 mod fanout;
 mod newcomers;
@@ -35,6 +37,7 @@ use crate::quic::reset::Resetter;
 use crate::quic::table::ConnectionTable;
 use crate::quic::wheel::TimerWheel;
 use crate::session::{Context, SessionSettings};
+use ahead::Ahead;
 use canvas::codes::CloseCode;
 use canvas::palette::Palette;
 use canvas::tiles::TileReader;
@@ -181,6 +184,7 @@ struct Core {
     stateless: VecDeque<Stateless>,
     newcomers: Newcomers,
     fanout: Fanout,
+    ahead: Ahead,
     /// Scratch for expired timers.
     due: Vec<u32>,
     drain: Option<Drain>,
@@ -228,6 +232,7 @@ impl<I: PacketIo> Worker<I> {
             stateless: VecDeque::new(),
             newcomers: Newcomers::default(),
             fanout: Fanout::default(),
+            ahead: Ahead::new(parts.quic.plans),
             due: Vec::with_capacity(TIMER_BUDGET),
             drain: None,
             paint_room,
@@ -258,6 +263,7 @@ impl<I: PacketIo> Worker<I> {
         core.charge(if self.busy { Regime::Other } else { Regime::Waiting }, now);
         core.ctx.stats.turns += 1;
         self.io.serve(now);
+        core.ahead.begin();
         let received = self.io.receive(RECEIVE_BUDGET, &mut Received { core, now });
         core.ctx.stats.rx_batches += u64::from(received > 0);
         core.ctx.stats.rx_batches_full += u64::from(received == RECEIVE_BUDGET);
@@ -404,6 +410,7 @@ impl Sink for Received<'_> {
     }
 
     fn take(&mut self, path: &Path, payload: &mut [u8]) {
+        self.core.ahead.advance(&mut self.core.table);
         self.core.on_packet(path, payload, self.now, false);
     }
 }
@@ -461,6 +468,8 @@ impl Core {
         }
         for _ in 0..SEND_BUDGET {
             let Some(slot) = self.fanout.next_subscriber() else { break };
+            let (far, near) = (self.fanout.after(Ahead::FAR_SENDING), self.fanout.after(Ahead::NEAR_SENDING));
+            self.ahead.send(far, near, &mut self.table);
             let Some(conn) = self.table.get_mut(slot) else { continue };
             if conn.paths.is_moving() {
                 continue; // what it misses, VERSIONS tell it, and REPAIR brings

@@ -1,5 +1,6 @@
 //! From connections to packets; timers; closing.
 
+use super::ahead::Ahead;
 use super::conn::{Conn, Life};
 use super::receive::HANDSHAKE_LIMIT;
 use super::{Core, SEND_BUDGET, TIMER_BUDGET};
@@ -38,6 +39,9 @@ impl Core {
         }
         for _ in 0..SEND_BUDGET.min(self.ready.len()) {
             let Some(slot) = self.ready.pop_front() else { break };
+            let after = |steps: usize| self.ready.get(steps - 1).copied();
+            let (far, near) = (after(Ahead::FAR_SENDING), after(Ahead::NEAR_SENDING));
+            self.ahead.send(far, near, &mut self.table);
             busy = true;
             let more = self.transmit_one(slot, io, now);
             if let Some(conn) = self.table.get_mut(slot) {
@@ -117,9 +121,13 @@ impl Core {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.expire(now, TIMER_BUDGET, &mut due);
         let busy = !due.is_empty();
-        for slot in due.drain(..) {
-            self.on_timer(slot, now);
+        for (place, slot) in due.iter().enumerate() {
+            // Most of these are about to acknowledge.
+            let after = |steps| due.get(place + steps).copied();
+            self.ahead.send(after(Ahead::FAR_SENDING), after(Ahead::NEAR_SENDING), &mut self.table);
+            self.on_timer(*slot, now);
         }
+        due.clear();
         self.due = due;
         busy
     }
@@ -136,10 +144,14 @@ impl Core {
             conn.initial = None;
             self.table.forget_initial(&id);
         }
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        if conn.life == Life::Open && conn.acks.due().is_some_and(|due| due <= now) {
+            return self.make_ready(slot); // transmitting looks at QUIC's timers
+        }
         self.supply_ids(slot);
         let Some(conn) = self.table.get_mut(slot) else { return };
         let quic_due = conn.quic.timeout_instant();
-        let mut send = conn.acks.due().is_some_and(|due| due <= now) || conn.session.has_output();
+        let mut send = conn.session.has_output();
         if quic_due.is_some_and(|due| due <= now) {
             conn.quic.on_timeout();
             conn.probing = true;
