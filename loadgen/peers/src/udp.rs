@@ -19,6 +19,10 @@ pub const BATCH: usize = 64;
 /// Bytes of one receive buffer: what GRO merges at most. Smaller cuts merged packets off.
 const RX_BUFFER: usize = 1 << 16;
 
+/// Bytes from one receive buffer to the next: not a power of two, else the packets of a batch would all fall
+/// into the same few sets of the caches, and push each other out.
+const RX_STRIDE: usize = RX_BUFFER + 65 * 64;
+
 /// Bytes of payload that a [`TxBatch`] gathers: [`BATCH`] trains of 16 KB. When it is full it is sent.
 const TX_BYTES: usize = 1 << 20;
 
@@ -71,7 +75,7 @@ pub struct RxBatch {
 impl Default for RxBatch {
     fn default() -> Self {
         Self {
-            bytes: vec![0; BATCH * RX_BUFFER].into(),
+            bytes: vec![0; BATCH * RX_STRIDE].into(),
             names: [Name([0; NAME]); BATCH].into(),
             controls: [Control([0; CONTROL]); BATCH].into(),
             headers: zeroed_headers(),
@@ -88,7 +92,7 @@ impl RxBatch {
     pub fn receive(&mut self, socket: &impl AsFd) -> io::Result<usize> {
         for index in 0..BATCH {
             self.iovecs[index] = libc::iovec {
-                iov_base: self.bytes[index * RX_BUFFER..].as_mut_ptr().cast(),
+                iov_base: self.bytes[index * RX_STRIDE..].as_mut_ptr().cast(),
                 iov_len: RX_BUFFER,
             };
             let header = &mut self.headers[index].msg_hdr;
@@ -124,7 +128,7 @@ impl RxBatch {
         let length = header.msg_len as usize;
         let segment = segment_size(&header.msg_hdr).filter(|size| *size > 0).unwrap_or(length.max(1));
         let from = self.names[index].address()?;
-        let start = index * RX_BUFFER;
+        let start = index * RX_STRIDE;
         Some((from, &mut self.bytes[start..start + length], segment))
     }
 }
