@@ -241,7 +241,7 @@ pub struct Conn {
     pub initial: Option<InitialId>,
     /// When it was accepted.
     pub since: Instant,
-    /// Messages received since the handshake.
+    /// Packets received since the handshake that needed no answer of their own.
     pub received: u32,
 }
 

@@ -263,7 +263,6 @@ impl<I: PacketIo> Worker<I> {
         core.charge(if self.busy { Regime::Other } else { Regime::Waiting }, now);
         core.ctx.stats.turns += 1;
         self.io.serve(now);
-        core.ahead.begin();
         let received = self.io.receive(RECEIVE_BUDGET, &mut Received { core, now });
         core.ctx.stats.rx_batches += u64::from(received > 0);
         core.ctx.stats.rx_batches_full += u64::from(received == RECEIVE_BUDGET);
@@ -410,7 +409,6 @@ impl Sink for Received<'_> {
     }
 
     fn take(&mut self, path: &Path, payload: &mut [u8]) {
-        self.core.ahead.advance(&mut self.core.table);
         self.core.on_packet(path, payload, self.now, false);
     }
 }

@@ -49,7 +49,11 @@ impl Core {
                 if usize::from(dcid[0]) != self.index && !stray {
                     return self.pass_on(dcid[0], path, packet, Some(dcid), now);
                 }
-                match self.codec.decode(&dcid).and_then(|route| self.find(&route)) {
+                let route = self.codec.decode(&dcid);
+                if let (Some(route), false) = (&route, stray) {
+                    self.ahead.advance(route.slot, &mut self.table);
+                }
+                match route.and_then(|route| self.find(&route)) {
                     Some(slot) if self.is_retired(slot, &dcid) => self.ctx.stats.drop_unknown_id += 1,
                     Some(slot) => self.deliver(slot, path, packet, now),
                     None => self.reset(&dcid, path, packet.len(), now),

@@ -145,8 +145,9 @@ impl Core {
             self.table.forget_initial(&id);
         }
         let Some(conn) = self.table.get_mut(slot) else { return };
-        if conn.life == Life::Open && conn.acks.due().is_some_and(|due| due <= now) {
-            return self.make_ready(slot); // transmitting looks at QUIC's timers
+        // Transmitting arms QUIC's timer; if it waits for room to transmit, that must not keep QUIC waiting.
+        if conn.life == Life::Open && !conn.queued && conn.acks.due().is_some_and(|due| due <= now) {
+            return self.make_ready(slot);
         }
         self.supply_ids(slot);
         let Some(conn) = self.table.get_mut(slot) else { return };

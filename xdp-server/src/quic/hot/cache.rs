@@ -38,6 +38,13 @@ pub fn read_words(addresses: &[usize], words: &mut Vec<usize>) -> Option<()> {
     Some(())
 }
 
+/// Whether there is memory at `address` that can be read, as far as the kernel tells.
+pub fn is_readable(address: usize) -> bool {
+    let mut byte = [0];
+    let remote = [RemoteIoVec { base: address, len: 1 }];
+    process_vm_readv(Pid::this(), &mut [IoSliceMut::new(&mut byte)], &remote) == Ok(1)
+}
+
 /// Finds out whether cache lines are in cache.
 pub struct Probe {
     /// Ticks of the time stamp counter: a load that takes longer went to memory.
@@ -55,10 +62,13 @@ impl Probe {
         let address = std::ptr::from_ref(&own[LINE]).addr() & !(LINE - 1);
         let (mut hits, mut misses) = (Vec::with_capacity(TRIALS), Vec::with_capacity(TRIALS));
         for _ in 0..TRIALS {
-            time_load(address);
-            hits.push(time_load(address)?);
-            evict(address);
-            misses.push(time_load(address)?);
+            // SAFETY: it is a line of `own`.
+            unsafe {
+                time_load(address);
+                hits.push(time_load(address)?);
+                evict(address);
+                misses.push(time_load(address)?);
+            }
         }
         hits.sort_unstable();
         misses.sort_unstable();
@@ -66,22 +76,29 @@ impl Probe {
         (miss >= 2 * hit).then_some(Self { longest_hit: (hit + miss) / 2 })
     }
 
-    /// Throws the line at `address` out of all caches. To be called for addresses that can be read.
-    pub fn evict(&self, address: usize) {
-        evict(address);
+    /// Throws the line at `address` out of all caches.
+    ///
+    /// # Safety
+    /// There is memory at `address` that can be read; else this faults.
+    pub unsafe fn evict(&self, address: usize) {
+        // SAFETY: as promised by the caller.
+        unsafe { evict(address) };
     }
 
-    /// Whether the line at `address` is in cache; afterwards it is. To be called for addresses that can be
-    /// read.
-    pub fn is_cached(&self, address: usize) -> bool {
-        time_load(address).is_some_and(|time| time <= self.longest_hit)
+    /// Whether the line at `address` is in cache; afterwards it is.
+    ///
+    /// # Safety
+    /// As for [`evict`](Self::evict).
+    pub unsafe fn is_cached(&self, address: usize) -> bool {
+        // SAFETY: as promised by the caller.
+        unsafe { time_load(address) }.is_some_and(|time| time <= self.longest_hit)
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-fn evict(address: usize) {
-    // SAFETY: a line is written back and dropped from cache; nothing in memory changes. An address that cannot
-    // be read would fault, which callers exclude.
+unsafe fn evict(address: usize) {
+    // SAFETY: a line is written back and dropped from cache; nothing in memory changes. That it can be read is
+    // promised by the caller.
     unsafe {
         std::arch::asm!("clflush [{address}]", "mfence", address = in(reg) address, options(nostack, preserves_flags));
     }
@@ -89,11 +106,10 @@ fn evict(address: usize) {
 
 /// Ticks that a load from `address` takes.
 #[cfg(target_arch = "x86_64")]
-fn time_load(address: usize) -> Option<u64> {
+unsafe fn time_load(address: usize) -> Option<u64> {
     let (before, after): (u64, u64);
     // SAFETY: one byte is loaded and thrown away, by the processor and not by the program's rules of memory,
-    // which is why another thread may write it. An address that cannot be read would fault, which callers
-    // exclude.
+    // which is why another thread may write it. That it can be read is promised by the caller.
     unsafe {
         std::arch::asm!(
             "mfence", "lfence", "rdtsc", "shl rdx, 32", "or rax, rdx", "mov {before}, rax", "lfence",
@@ -107,10 +123,10 @@ fn time_load(address: usize) -> Option<u64> {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn evict(_address: usize) {}
+unsafe fn evict(_address: usize) {}
 
 #[cfg(not(target_arch = "x86_64"))]
-fn time_load(_address: usize) -> Option<u64> {
+unsafe fn time_load(_address: usize) -> Option<u64> {
     None
 }
 
@@ -128,6 +144,7 @@ mod tests {
         let holes = [8, addresses[2], usize::MAX - 4, addresses[3], addresses[4], 0];
         assert_eq!(read_words(&holes, &mut words), Some(()));
         assert_eq!(words, [0, 4, 0, 9, 16, 0]);
+        assert!(is_readable(addresses[0]) && !is_readable(8));
     }
 
     #[test]
@@ -136,15 +153,17 @@ mod tests {
         let own = Box::new([0_u8; 4 * LINE]);
         let address = std::ptr::from_ref(&own[2 * LINE]).addr();
         let count = |evicted: bool| {
-            (0..100)
-                .filter(|_| {
+            let found = |_: &usize| {
+                // SAFETY: it is a line of `own`.
+                unsafe {
                     probe.is_cached(address);
                     if evicted {
                         probe.evict(address);
                     }
                     probe.is_cached(address)
-                })
-                .count()
+                }
+            };
+            (0..100_usize).filter(found).count()
         };
         // An interrupt may come between.
         assert!(count(false) > 80 && count(true) < 20);

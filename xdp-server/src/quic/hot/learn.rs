@@ -6,7 +6,7 @@
 //! samples agree on stays.
 
 use super::Work;
-use super::cache::{LINE, Probe, WORD, read_words};
+use super::cache::{LINE, Probe, WORD, is_readable, read_words};
 use super::sample::Sample;
 use crate::quic::config::Connection;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -27,6 +27,10 @@ const WARM_UP: usize = 300;
 /// Lines around the one that a pointer points to that may belong to what it points to. A hash table's entries
 /// lie before it; quiche's largest block, a path, has 45.
 const AROUND: Range<i32> = -4..64;
+
+/// Lines that are tried with one connection; there are some 700 to try. If everything seems to be touched, since
+/// the cache cannot be watched after all, this ends it.
+const MOST_LINES: usize = 5000;
 
 /// Pointers in a row that are followed.
 const DEPTH: usize = 4;
@@ -139,7 +143,9 @@ impl Subject<'_> {
                     found.push(Candidate::new(way.clone(), line));
                     let places: Vec<_> =
                         (address..address + LINE).step_by(WORD).filter(|word| *word >= block).collect();
-                    read_words(&places, &mut words)?;
+                    if read_words(&places, &mut words).is_none() {
+                        continue; // the connection's own lines are something, too
+                    }
                     for (place, word) in places.iter().zip(&words) {
                         if self.is_heap(*word) && word.is_multiple_of(WORD) {
                             pointers.push((way.clone(), place - block, *word));
@@ -176,16 +182,28 @@ impl Subject<'_> {
 
     /// Whether the work touches the line at `address`. `None` if quiche refuses to do it.
     fn is_touched(&mut self, address: usize) -> Option<bool> {
-        if !self.is_heap(address) {
-            return Some(false);
-        }
         if let Some(known) = self.known.get(&address) {
             return Some(*known);
         }
+        let (connection, probe) = (self.sample.connection(), self.probe);
+        let own = (connection..connection + size_of::<Connection>()).contains(&address);
+        // What the list of memory says may be over: the kernel knows.
+        let there = own || self.is_heap(address) && is_readable(address);
+        if !there {
+            return Some(false);
+        }
+        if self.known.len() >= MOST_LINES {
+            return None;
+        }
         let mut times = 0;
         for _ in 0..REPEAT {
-            let probe = self.probe;
-            times += usize::from(self.experiment(|| probe.evict(address), || probe.is_cached(address))?);
+            // SAFETY: the line is the connection's, or could be read just now. Nobody takes memory away
+            // meanwhile: plans are learned before the program's other threads start, and its allocator keeps
+            // what it got.
+            let before = || unsafe { probe.evict(address) };
+            // SAFETY: as above. (To ask the kernel again would bring the line back.)
+            let after = || unsafe { probe.is_cached(address) };
+            times += usize::from(self.experiment(before, after)?);
         }
         let touched = 2 * times > REPEAT;
         self.known.insert(address, touched);
@@ -213,7 +231,7 @@ fn line_at(address: usize, line: i32) -> usize {
     (address & !(LINE - 1)).wrapping_add_signed(line as isize * LINE as isize)
 }
 
-/// Where this process's heap is: anonymous private memory that can be written, but for stacks.
+/// Where this process's heap is: anonymous private memory that can be written. Stacks of threads are among it.
 fn heap() -> Option<Vec<Range<usize>>> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let range = |line: &str| {
@@ -267,9 +285,7 @@ mod tests {
         assert_eq!(agree(votes), expected);
     }
 
-    /// Not on processors and kernels where nothing can be learned; on those that can be built on, it can.
     #[test]
-    #[cfg(target_arch = "x86_64")]
     fn receiving_touches_the_connection_and_what_it_points_to() {
         let dir = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
@@ -279,6 +295,9 @@ mod tests {
         let idle_timeout = std::time::Duration::from_secs(30);
         let settings = crate::quic::config::QuicSettings { cert, key, idle_timeout, ticket_key: [0; 48] };
         let mut worker = settings.build().unwrap();
+        if Probe::new().is_none() {
+            return; // another processor, or one that is emulated
+        }
         for work in Work::ALL {
             let touched = learn(&mut worker.config, work).expect("it can be learned here");
             let lines: usize = touched.blocks.values().map(Vec::len).sum();

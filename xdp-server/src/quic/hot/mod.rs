@@ -18,7 +18,8 @@ mod learn;
 mod sample;
 
 use super::config::Connection;
-use cache::{LINE, read_words};
+pub use cache::LINE;
+use cache::read_words;
 use learn::{Touched, Way, learn};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -80,7 +81,8 @@ struct Pointer {
 #[repr(C, align(64))]
 pub struct Hints([i32; BLOCKS]);
 
-/// An address in the heap, so that distances from it fit an `i32`: 128 GB to either side.
+/// An address in the heap, so that distances from it fit an `i32`: 128 GB to either side. Of allocators that
+/// keep memory further apart (jemalloc does not), most would be unknown.
 fn origin() -> usize {
     static ORIGIN: OnceLock<usize> = OnceLock::new();
     *ORIGIN.get_or_init(|| std::ptr::from_ref(&*Box::new(0_u64)).addr())
@@ -133,7 +135,7 @@ impl Plans {
             if hints.0[*block] == 0 {
                 continue;
             }
-            let distance = (hints.0[*block] + line) as isize * LINE as isize;
+            let distance = (hints.0[*block] as isize + *line as isize) * LINE as isize;
             hugepages::prefetch(std::ptr::without_provenance(origin.wrapping_add_signed(distance)));
         }
     }

@@ -47,8 +47,8 @@ impl Sample {
         for round in 0.. {
             let mut quiet = true;
             for step in 0..samples.len() {
-                // In another order each round: who gets neighbouring memory is to be left to chance.
-                let sample = (step * 3 + round) % samples.len();
+                // Beginning with another each round, which changes who gets neighbouring memory.
+                let sample = (step + round) % samples.len();
                 quiet &= !samples[sample].converse()?;
             }
             if quiet {
