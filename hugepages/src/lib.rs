@@ -22,6 +22,8 @@
 //! 0.1 ms per MiB on huge pages and 0.5 ms on plain ones. So it is done at start or, by the slab, one chunk
 //! at a time.
 //!
+//! [`prefetch`] asks the processor for a line of it, or of any other memory, ahead of its use.
+//!
 //! Linux only. Kernel 5.14 (`MADV_POPULATE_WRITE`) for explicit huge pages and pre-faulting; older ones, and
 //! sandboxes that imitate them, get plain or transparent pages, faulted on first touch.
 

@@ -77,7 +77,8 @@ load() {
     stop_server >/dev/null 2>&1 || true
 }
 
-# hold NAME SECONDS: the server is stopped for so long within the window, as by a debugger.
+# hold NAME SECONDS: the server is stopped for so long within the window, as by a debugger. Not at its start: the
+# server's figures are a second apart, so that what happens in the first second may count as from before.
 hold() {
     local pid
     pid=$(head -n 1 "$scratch/$1/pids")
@@ -85,6 +86,7 @@ hold() {
         kill -0 "$pid" || return
         sleep 0.2
     done
+    sleep 1.5
     kill -STOP "$pid"
     sleep "$2"
     kill -CONT "$pid"

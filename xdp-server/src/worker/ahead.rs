@@ -145,3 +145,51 @@ impl Ahead {
         conn.hints = self.plans.locate(&conn.quic);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hugepages::{PageKind, Pages};
+
+    fn table() -> ConnectionTable<Conn> {
+        ConnectionTable::new(64, Pages::Exactly(PageKind::Plain), None, 0).unwrap()
+    }
+
+    fn ahead() -> Ahead {
+        Ahead::new(Box::leak(Box::default()))
+    }
+
+    #[test]
+    fn connections_are_asked_for_in_two_steps_ahead_of_their_packets() {
+        let (mut ahead, mut table) = (ahead(), table());
+        for slot in 0..40 {
+            ahead.expect(slot, &table);
+        }
+        assert_eq!((ahead.done, ahead.near, ahead.far), (0, 0, FAR));
+        ahead.advance(0, &mut table);
+        assert_eq!((ahead.done, ahead.near, ahead.far), (1, 1 + NEAR, 1 + FAR));
+        // 1 to 4 were announced and never came.
+        ahead.advance(5, &mut table);
+        assert_eq!((ahead.done, ahead.near, ahead.far), (6, 6 + NEAR, 6 + FAR));
+        // Joined to the last one; of a stranger; of one that was passed over.
+        for slot in [5, 63, 2] {
+            ahead.advance(slot, &mut table);
+            assert_eq!(ahead.done, 6);
+        }
+        for slot in 6..40 {
+            ahead.advance(slot, &mut table);
+        }
+        assert_eq!((ahead.done, ahead.near, ahead.far), (40, 40, 40));
+    }
+
+    #[test]
+    fn what_never_comes_is_forgotten() {
+        let (mut ahead, mut table) = (ahead(), table());
+        for slot in 0..3 * MOST as u32 {
+            ahead.expect(slot % 64, &table);
+            assert!(ahead.burst.len() <= MOST && ahead.far <= ahead.burst.len());
+        }
+        ahead.advance(0, &mut table);
+        assert!(ahead.done <= ahead.burst.len());
+    }
+}
