@@ -19,6 +19,12 @@ const FAR: usize = 24;
 /// Packets between asking for what a connection points to and dealing with it.
 const NEAR: usize = 12;
 
+/// Connections between asking for one and its sending. It takes longer than receiving, and touches twice as much.
+const FAR_SENDING: usize = 6;
+
+/// Connections between asking for what one points to and its sending.
+const NEAR_SENDING: usize = 3;
+
 /// Slots that are remembered at most: what backends announce at a time, and some. More were announced and never
 /// came.
 const MOST: usize = 256;
@@ -51,20 +57,15 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// Connections between asking for one and its sending.
-    pub const FAR_SENDING: usize = 6;
-
-    /// Connections between asking for what it points to and its sending.
-    pub const NEAR_SENDING: usize = 3;
-
     /// Knows what `plans` tell.
     pub fn new(plans: &'static Plans) -> Self {
         let lines = |works: &[Work]| {
             let quic =
                 works.iter().flat_map(|work| plans.own(*work)).map(|line| offset_of!(Conn, quic) + line);
             let rest = (offset_of!(Conn, session)..size_of::<Conn>()).step_by(LINE);
-            let lines: BTreeSet<_> = quic.chain(rest).chain([offset_of!(Conn, hints)]).collect();
-            lines.into_iter().collect()
+            let hints = (offset_of!(Conn, hints)..offset_of!(Conn, quic)).step_by(LINE);
+            // Once each: works have lines in common.
+            quic.chain(rest).chain(hints).collect::<BTreeSet<_>>().into_iter().collect()
         };
         Self {
             plans,
@@ -117,14 +118,13 @@ impl Ahead {
         }
     }
 
-    /// One in a row of connections is about to send: `far` and `near` are those that follow it by
-    /// [`FAR_SENDING`](Self::FAR_SENDING) and [`NEAR_SENDING`](Self::NEAR_SENDING), where there are so many.
+    /// One in a row of connections is about to send; `after` tells which comes so many steps after it.
     #[inline]
-    pub fn send(&self, far: Option<u32>, near: Option<u32>, table: &mut ConnectionTable<Conn>) {
-        if let Some(slot) = far {
+    pub fn send(&self, after: impl Fn(usize) -> Option<u32>, table: &mut ConnectionTable<Conn>) {
+        if let Some(slot) = after(FAR_SENDING) {
             table.prefetch(slot, self.sending.iter().copied());
         }
-        if let Some(conn) = near.and_then(|slot| table.get_mut(slot)) {
+        if let Some(conn) = after(NEAR_SENDING).and_then(|slot| table.get_mut(slot)) {
             self.plans.prefetch(Work::Send, &conn.hints);
         }
     }

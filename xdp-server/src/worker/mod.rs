@@ -466,8 +466,7 @@ impl Core {
         }
         for _ in 0..SEND_BUDGET {
             let Some(slot) = self.fanout.next_subscriber() else { break };
-            let (far, near) = (self.fanout.after(Ahead::FAR_SENDING), self.fanout.after(Ahead::NEAR_SENDING));
-            self.ahead.send(far, near, &mut self.table);
+            self.ahead.send(|steps| self.fanout.after(steps), &mut self.table);
             let Some(conn) = self.table.get_mut(slot) else { continue };
             if conn.paths.is_moving() {
                 continue; // what it misses, VERSIONS tell it, and REPAIR brings

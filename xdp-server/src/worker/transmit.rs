@@ -1,6 +1,5 @@
 //! From connections to packets; timers; closing.
 
-use super::ahead::Ahead;
 use super::conn::{Conn, Life};
 use super::receive::HANDSHAKE_LIMIT;
 use super::{Core, SEND_BUDGET, TIMER_BUDGET};
@@ -39,9 +38,7 @@ impl Core {
         }
         for _ in 0..SEND_BUDGET.min(self.ready.len()) {
             let Some(slot) = self.ready.pop_front() else { break };
-            let after = |steps: usize| self.ready.get(steps - 1).copied();
-            let (far, near) = (after(Ahead::FAR_SENDING), after(Ahead::NEAR_SENDING));
-            self.ahead.send(far, near, &mut self.table);
+            self.ahead.send(|steps| self.ready.get(steps - 1).copied(), &mut self.table);
             busy = true;
             let more = self.transmit_one(slot, io, now);
             if let Some(conn) = self.table.get_mut(slot) {
@@ -123,8 +120,7 @@ impl Core {
         let busy = !due.is_empty();
         for (place, slot) in due.iter().enumerate() {
             // Most of these are about to acknowledge.
-            let after = |steps| due.get(place + steps).copied();
-            self.ahead.send(after(Ahead::FAR_SENDING), after(Ahead::NEAR_SENDING), &mut self.table);
+            self.ahead.send(|steps| due.get(place + steps).copied(), &mut self.table);
             self.on_timer(*slot, now);
         }
         due.clear();

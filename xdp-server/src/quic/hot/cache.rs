@@ -19,7 +19,7 @@ const PIECES: usize = 1024;
 /// an error: the word is then 0. `None` if the kernel does not allow it.
 pub fn read_words(addresses: &[usize], words: &mut Vec<usize>) -> Option<()> {
     words.clear();
-    let mut bytes = [0; PIECES * WORD];
+    let mut bytes = vec![0; addresses.len().min(PIECES) * WORD];
     while words.len() < addresses.len() {
         let rest = &addresses[words.len()..];
         let remote: Vec<_> = rest.iter().take(PIECES).map(|&base| RemoteIoVec { base, len: WORD }).collect();

@@ -3,7 +3,7 @@
 //! The experiment: throw one line out of the cache, let the work be done, see whether the line is back. It is
 //! made for all lines of the connection, then for the surroundings of all pointers in those that were touched,
 //! and so on. Chance has its say in each sample, by interrupts and by what lies beside a block; what several
-//! samples agree on stays.
+//! samples agree on is followed and stays.
 
 use super::Work;
 use super::cache::{LINE, Probe, WORD, is_readable, read_words};
@@ -28,9 +28,9 @@ const WARM_UP: usize = 300;
 /// lie before it; quiche's largest block, a path, has 45.
 const AROUND: Range<i32> = -4..64;
 
-/// Lines that are tried with one connection; there are some 700 to try. If everything seems to be touched, since
-/// the cache cannot be watched after all, this ends it.
-const MOST_LINES: usize = 5000;
+/// Lines that are tried with one connection; there are some 2,000 to try. If everything seems to be touched,
+/// since the cache cannot be watched after all, this ends it.
+const MOST_LINES: usize = 10_000;
 
 /// Pointers in a row that are followed.
 const DEPTH: usize = 4;
@@ -47,8 +47,8 @@ pub struct Touched {
     pub blocks: BTreeMap<Way, Vec<i32>>,
 }
 
-/// Learns which memory `work` touches, in about 50 ms. `None` where that cannot be told: another processor than
-/// x86-64, a kernel that does not let a process read its own memory by address.
+/// Learns which memory `work` touches. `None` where that cannot be told: another processor than x86-64, a
+/// kernel that does not let a process read its own memory by address.
 pub fn learn(config: &mut quiche::Config, work: Work) -> Option<Touched> {
     let probe = Probe::new()?;
     let samples = Sample::several(config, SAMPLES)?;
@@ -57,25 +57,52 @@ pub fn learn(config: &mut quiche::Config, work: Work) -> Option<Touched> {
         .into_iter()
         .map(|sample| Subject { work, sample, probe: &probe, heap: &heap, known: HashMap::new() })
         .collect();
-    let mut candidates = BTreeSet::new();
     for subject in &mut subjects {
         for _ in 0..WARM_UP {
             subject.experiment(|| {}, || {})?;
         }
-        candidates.extend(subject.explore()?);
     }
-    let mut votes = Vec::new();
-    for candidate in candidates {
-        let places: Option<Vec<_>> = subjects.iter_mut().map(|subject| subject.place(&candidate)).collect();
-        votes.push((candidate, places?));
+    let (mut agreed, mut followed) = (Agreed::default(), BTreeSet::new());
+    let mut ways = vec![Way::new()];
+    for depth in 0..=DEPTH {
+        let mut votes = Vec::new();
+        for way in &ways {
+            let range = if depth == 0 { 0..size_of::<Connection>().div_ceil(LINE) as i32 } else { AROUND };
+            for line in range {
+                let places: Option<Vec<_>> =
+                    subjects.iter_mut().map(|subject| subject.place(way, line)).collect();
+                votes.push((Candidate::new(way, line), places?));
+            }
+        }
+        votes.sort_unstable();
+        let lines = agreed.add(&votes);
+        ways = follow(&subjects, &lines, &mut followed);
     }
-    Some(agree(votes))
+    Some(agreed.touched)
+}
+
+/// Ways to what the pointers in `lines` point to, as far as the `subjects` agree that there are pointers and
+/// there was no way yet; `followed` is where ways lead to.
+fn follow(subjects: &[Subject<'_>], lines: &[Candidate], followed: &mut BTreeSet<usize>) -> Vec<Way> {
+    let mut ways = BTreeSet::new();
+    for Candidate { way, line, .. } in lines {
+        for block in subjects.iter().filter_map(|subject| subject.follow(way)) {
+            // Blocks lie differently in their lines, and so do the words.
+            let line = line_at(block, *line);
+            let words = (line..line + LINE).step_by(WORD).filter(|word| *word >= block);
+            ways.extend(words.map(|word| [&way[..], &[word - block]].concat()));
+        }
+    }
+    let mut leads_on = |way: &Way| {
+        let leads_to: Vec<_> = subjects.iter().filter_map(|subject| subject.follow(way)).collect();
+        leads_to.into_iter().filter(|block| followed.insert(*block)).count() >= AGREE
+    };
+    ways.into_iter().filter(|way| leads_on(way)).collect()
 }
 
 /// A line by the way to it: pointers, and lines from where the last one points to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
-    depth: usize,
     /// Near ones first: a line far from where a pointer points to is rather another block's.
     distance: u32,
     way: Way,
@@ -83,34 +110,44 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn new(way: Way, line: i32) -> Self {
+    fn new(way: &Way, line: i32) -> Self {
         // What lies before a block is rarely its own.
         let distance = if line < 0 { AROUND.end as u32 + line.unsigned_abs() } else { line.unsigned_abs() };
-        Self { depth: way.len(), distance, way, line }
+        Self { distance, way: way.clone(), line }
     }
 }
 
-/// What the samples agree on: `votes` are candidates, best first, and where each is in each sample if it is
-/// touched there. Lines that a better candidate leads to are left out, and those that connections share, which
-/// are in cache anyway.
-fn agree(votes: Vec<(Candidate, Vec<Option<usize>>)>) -> Touched {
-    let mut touched = Touched::default();
-    let mut covered = BTreeSet::new();
-    for (candidate, places) in votes {
-        let places: Vec<usize> = places.into_iter().flatten().collect();
-        let is_shared = places.iter().collect::<BTreeSet<_>>().len() < places.len();
-        let new = places.iter().filter(|line| !covered.contains(*line)).count();
-        if is_shared || new < AGREE {
-            continue;
+/// What the samples agree on.
+#[derive(Default)]
+struct Agreed {
+    touched: Touched,
+    /// Addresses of the lines, in all samples.
+    covered: BTreeSet<usize>,
+}
+
+impl Agreed {
+    /// Adds what they agree on of `votes` (candidates, best first, and where each is in each sample if it is
+    /// touched there), and returns it. Lines that a better candidate leads to are left out, and those that
+    /// connections share (the allocator's lists, for example), which are in cache anyway.
+    fn add(&mut self, votes: &[(Candidate, Vec<Option<usize>>)]) -> Vec<Candidate> {
+        let mut added = Vec::new();
+        for (candidate, places) in votes {
+            let places: Vec<usize> = places.iter().copied().flatten().collect();
+            let is_shared = places.iter().collect::<BTreeSet<_>>().len() < places.len();
+            let new = places.iter().filter(|line| !self.covered.contains(*line)).count();
+            if is_shared || new < AGREE {
+                continue;
+            }
+            self.covered.extend(places);
+            if candidate.way.is_empty() {
+                self.touched.own.push(candidate.line as usize * LINE);
+            } else {
+                self.touched.blocks.entry(candidate.way.clone()).or_default().push(candidate.line);
+            }
+            added.push(candidate.clone());
         }
-        covered.extend(places);
-        if candidate.way.is_empty() {
-            touched.own.push(candidate.line as usize * LINE);
-        } else {
-            touched.blocks.entry(candidate.way).or_default().push(candidate.line);
-        }
+        added
     }
-    touched
 }
 
 /// A sample, and what is known of it.
@@ -123,61 +160,30 @@ struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// All touched lines, by all ways to them.
-    fn explore(&mut self) -> Option<Vec<Candidate>> {
-        let connection = self.sample.connection();
-        let size = size_of::<Connection>();
-        let mut found = Vec::new();
-        // Blocks whose touched lines may hold pointers to more: way, address, touched lines.
-        let mut next = vec![(Way::new(), connection, 0..size.div_ceil(LINE) as i32)];
-        let mut words = Vec::new();
-        for depth in 0..=DEPTH {
-            let mut pointers = Vec::new();
-            for (way, block, range) in std::mem::take(&mut next) {
-                for line in range {
-                    let address = line_at(block, line);
-                    let own = (connection..connection + size).contains(&address);
-                    if own != way.is_empty() || !self.is_touched(address)? {
-                        continue;
-                    }
-                    found.push(Candidate::new(way.clone(), line));
-                    let places: Vec<_> =
-                        (address..address + LINE).step_by(WORD).filter(|word| *word >= block).collect();
-                    if read_words(&places, &mut words).is_none() {
-                        continue; // the connection's own lines are something, too
-                    }
-                    for (place, word) in places.iter().zip(&words) {
-                        if self.is_heap(*word) && word.is_multiple_of(WORD) {
-                            pointers.push((way.clone(), place - block, *word));
-                        }
-                    }
-                }
-            }
-            if depth < DEPTH {
-                // One way to a block is enough, if it is by the same word in all samples: the first.
-                let mut seen = BTreeSet::new();
-                pointers.retain(|(_, _, to)| seen.insert(*to));
-                next.extend(pointers.into_iter().map(|(mut way, offset, to)| {
-                    way.push(offset);
-                    (way, to, AROUND)
-                }));
+    /// The block that a way leads to in this sample; `None` if that is not in the heap.
+    fn follow(&self, way: &Way) -> Option<usize> {
+        let (mut block, mut words) = (self.sample.connection(), Vec::new());
+        for offset in way {
+            read_words(&[block.wrapping_add(*offset)], &mut words)?;
+            block = words[0];
+            if !self.is_heap(block) || !block.is_multiple_of(WORD) {
+                return None;
             }
         }
-        Some(found)
+        Some(block)
     }
 
-    /// Where the candidate is in this sample; `None` inside if it is nowhere, or not touched.
-    fn place(&mut self, candidate: &Candidate) -> Option<Option<usize>> {
-        let (mut block, mut words) = (self.sample.connection(), Vec::new());
-        for offset in &candidate.way {
-            let place = block.wrapping_add(*offset);
-            if read_words(&[place], &mut words).is_none() {
-                return Some(None);
-            }
-            block = words[0];
+    /// Where the line `line` of the block at the end of `way` is in this sample. `Some(None)` if it is nowhere,
+    /// not touched, or another's; `None` if quiche refuses the work.
+    fn place(&mut self, way: &Way, line: i32) -> Option<Option<usize>> {
+        let Some(block) = self.follow(way) else { return Some(None) };
+        let address = line_at(block, line);
+        let connection = self.sample.connection();
+        let own = (connection..connection + size_of::<Connection>()).contains(&address);
+        if own != way.is_empty() {
+            return Some(None);
         }
-        let line = line_at(block, candidate.line);
-        Some(self.is_touched(line)?.then_some(line))
+        Some(self.is_touched(address)?.then_some(address))
     }
 
     /// Whether the work touches the line at `address`. `None` if quiche refuses to do it.
@@ -253,19 +259,12 @@ mod tests {
     use super::*;
 
     fn candidate(way: &[usize], line: i32) -> Candidate {
-        Candidate::new(way.to_vec(), line)
+        Candidate::new(&way.to_vec(), line)
     }
 
     #[test]
-    fn near_lines_by_short_ways_come_first() {
-        let sorted = [
-            candidate(&[], 1),
-            candidate(&[], 2),
-            candidate(&[9], 0),
-            candidate(&[8], 5),
-            candidate(&[8], -1),
-            candidate(&[8, 0], 0),
-        ];
+    fn near_lines_come_first() {
+        let sorted = [candidate(&[9], 0), candidate(&[], 1), candidate(&[8], 5), candidate(&[8], -1)];
         assert!(sorted.is_sorted());
     }
 
@@ -281,25 +280,23 @@ mod tests {
             // The same line in all samples.
             (candidate(&[24], 0), vec![Some(4), Some(4), Some(4), Some(4)]),
         ];
+        let mut agreed = Agreed::default();
+        assert_eq!(agreed.add(&votes), [candidate(&[], 2), candidate(&[8], 0)]);
+        assert_eq!(agreed.add(&votes), [], "they are covered");
         let expected = Touched { own: vec![2 * LINE], blocks: BTreeMap::from([(vec![8], vec![0])]) };
-        assert_eq!(agree(votes), expected);
+        assert_eq!(agreed.touched, expected);
     }
 
     #[test]
     fn receiving_touches_the_connection_and_what_it_points_to() {
-        let dir = tempfile::tempdir().unwrap();
-        let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
-        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("cert.key"));
-        std::fs::write(&cert, made.cert.pem()).unwrap();
-        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        let idle_timeout = std::time::Duration::from_secs(30);
-        let settings = crate::quic::config::QuicSettings { cert, key, idle_timeout, ticket_key: [0; 48] };
-        let mut worker = settings.build().unwrap();
+        let identities = crate::bench::rig::Identities::new().unwrap();
+        let mut worker = identities.quic.build().unwrap();
         if Probe::new().is_none() {
             return; // another processor, or one that is emulated
         }
         for work in Work::ALL {
-            let touched = learn(&mut worker.config, work).expect("it can be learned here");
+            let touched =
+                learn(&mut worker.config, work).unwrap_or_else(|| panic!("{work:?} can be learned"));
             let lines: usize = touched.blocks.values().map(Vec::len).sum();
             // Packet keys alone are ten lines.
             assert!((10..=100).contains(&touched.own.len()), "{work:?}: {touched:?}");
