@@ -6,6 +6,10 @@
 //! without loss and the least with. Each step sends for a while at an even rate, and compares what was sent
 //! with what the server applied. A rate that fails gets a second chance: on a virtual machine a core may be
 //! taken away for longer than any ring can hold.
+//!
+//! Between two steps the clients hear what the servers have to say, as clients do, and answer it. While packets
+//! leave they are deaf (see [`blast`](super::blast)); for longer than a second or two that would not do:
+//! quiche asks for an answer with each 24th packet that only acknowledges, and repeats what is not answered.
 
 use std::time::Duration;
 
@@ -21,6 +25,10 @@ const GROWTH: f64 = 1.5;
 
 /// Halvings after that: the rate without loss is then known to within 1.5^(1/16), 3%.
 const HALVINGS: usize = 4;
+
+/// Time in which clients hear and answer servers before each step: longer than a server that got no answer
+/// waits until it asks again, on a cable without delay.
+const REST: Duration = Duration::from_millis(500);
 
 /// How to search.
 #[derive(Clone, Copy, Debug)]
@@ -137,6 +145,7 @@ impl Search<'_> {
 
     /// One blast, at `rate` or as fast as can be.
     fn attempt(&mut self, rate: Option<f64>, plan: Plan) -> Result<Outcome> {
+        self.fleet.listen_for(REST)?;
         let count = (rate.unwrap_or(plan.most * GROWTH) * plan.step.as_secs_f64()).ceil() as usize;
         let prepared = self.preparer.prepare(self.fleet, count.max(1), |_| {})?;
         self.sender.measure(self.fleet, &prepared, rate, plan.step, self.auditor)
