@@ -30,7 +30,7 @@ const NEAR_SENDING: usize = 3;
 const MOST: usize = 256;
 
 /// Packets after which a connection's hints are made anew: QUIC moves things rarely, and less the longer a
-/// connection lives. It takes about 5 us: more often costs more than lines that have moved do.
+/// connection lives. It takes two or three system calls: more often costs more than lines that have moved do.
 const RENEW: u32 = 4096;
 
 /// Packets after which they are made anew besides: after the second, all there is to a message has been used.
