@@ -45,7 +45,7 @@ usage: scripts/bench_peers.sh [OPTIONS]
   --json              print results.json instead of the table
 
 Installs what a bare Debian 12 lacks. Needs root, and asks sudo for it; two cores that do nothing else; and
-about 40 s for each server, number of clients and round. Leaves nothing behind but DIR.
+about a minute for each server, number of clients and round. Leaves nothing behind but DIR.
 
 Exit status: 0 measured; 1 something failed; 2 wrong usage; 3 Rust is missing.
 USAGE

@@ -27,8 +27,8 @@ const GROWTH: f64 = 1.25;
 /// Halvings after that: the rate without loss is then known to within 1.25^(1/8), 3%.
 const HALVINGS: usize = 3;
 
-/// Time in which clients hear and answer servers before each step: longer than a server that got no answer
-/// waits until it asks again, on a cable without delay.
+/// Time in which clients hear and answer servers before each step. With what a measurement takes besides, it is
+/// about as long as a server that got no answer for one step waits until it asks again.
 const REST: Duration = Duration::from_millis(500);
 
 /// How to search.

