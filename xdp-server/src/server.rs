@@ -45,6 +45,10 @@ use time::OffsetDateTime;
 /// Time between two live lines.
 const SECOND: Duration = Duration::from_secs(1);
 
+/// Said where [`hot`](crate::quic::hot) could learn nothing.
+const UNLEARNED: &str = "which memory connections use could not all be learned, to be asked for ahead: with \
+                         thousands of clients a message takes longer; on x86-64, allow process_vm_readv in the sandbox";
+
 /// Why the server cannot run. Each says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -217,7 +221,10 @@ impl<'a> Assembly<'a> {
             ticket_key: keys.ticket,
         };
         let quic = topology.workers.iter().map(|_| quic.build()).collect::<Result<_, _>>();
-        let quic = quic.map_err(ServerError::Quic)?;
+        let quic: Vec<WorkerQuic> = quic.map_err(ServerError::Quic)?;
+        if quic.iter().any(|worker| worker.plans.fall_short()) {
+            notes.push(UNLEARNED.into());
+        }
         if let Err(error) = raise_file_limit() {
             notes.push(format!("the limit of open files stays as it is: {error}"));
         }

@@ -40,10 +40,10 @@ impl Server {
         self
     }
 
-    /// With a seccomp filter that lets io_uring_setup fail, as container runtimes' profiles do.
-    fn without_io_uring(mut self) -> Self {
+    /// With a seccomp filter that lets a system call fail, as container runtimes' profiles do.
+    fn without(mut self, system_call: libc::c_long) -> Self {
         // SAFETY: between fork and exec only prctl is called, and no memory is allocated.
-        unsafe { self.command.pre_exec(forbid_io_uring) };
+        unsafe { self.command.pre_exec(move || forbid(system_call)) };
         self
     }
 
@@ -76,12 +76,12 @@ impl Start {
     }
 }
 
-fn forbid_io_uring() -> io::Result<()> {
+fn forbid(system_call: libc::c_long) -> io::Result<()> {
     let code = |code: u32, jf, k| libc::sock_filter { code: code as u16, jt: 0, jf, k };
     let number = mem::offset_of!(libc::seccomp_data, nr) as u32;
     let mut filter = [
         code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, number),
-        code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, libc::SYS_io_uring_setup as u32),
+        code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, system_call as u32),
         code(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
         code(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
     ];
@@ -103,8 +103,16 @@ fn an_ordinary_user_gets_io_uring() {
 }
 
 #[test]
+fn a_sandbox_that_keeps_the_server_from_learning_is_noted() {
+    let start = Server::new("auto").by_nobody().without(libc::SYS_process_vm_readv).start();
+    assert!(start.says("allow process_vm_readv"), "{:?}", start.notes);
+    let start = Server::new("auto").by_nobody().start();
+    assert!(!start.says("process_vm_readv"), "{:?}", start.notes);
+}
+
+#[test]
 fn where_a_sandbox_blocks_io_uring_sockets_serve() {
-    let start = Server::new("auto").by_nobody().without_io_uring().start();
+    let start = Server::new("auto").by_nobody().without(libc::SYS_io_uring_setup).start();
     assert_eq!(start.backend, "socket", "{:?}", start.notes);
     assert!(start.says("io_uring not taken: a sandbox blocks io_uring_setup"), "{:?}", start.notes);
 }
@@ -116,7 +124,7 @@ fn a_backend_by_name_is_that_one_or_an_error() {
         assert_eq!(start.backend, name);
         assert!(!start.says("AF_XDP"), "{:?}", start.notes);
     }
-    let output = Server::new("io_uring").without_io_uring().run();
+    let output = Server::new("io_uring").without(libc::SYS_io_uring_setup).run();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("a sandbox blocks io_uring_setup") && text.contains("--backend socket"), "{text}");

@@ -47,8 +47,8 @@ pub struct Touched {
     pub blocks: BTreeMap<Way, Vec<i32>>,
 }
 
-/// Learns which memory `work` touches. `None` where that cannot be told: another processor than x86-64, a
-/// kernel that does not let a process read its own memory by address.
+/// Learns which memory `work` touches. `None` where that cannot be told: another processor than x86-64. Where
+/// the kernel does not let a process read its own memory by address, only that of the connection itself.
 pub fn learn(config: &mut quiche::Config, work: Work) -> Option<Touched> {
     let probe = Probe::new()?;
     let samples = Sample::several(config, SAMPLES)?;

@@ -90,11 +90,16 @@ fn origin() -> usize {
 
 impl Plans {
     /// This program's, learned when they are first asked for, in 0.2 to 0.3 s, with connections made by `config`.
-    /// Empty where they cannot be learned: on other processors than x86-64, and where the kernel does not let a
-    /// process read its own memory by address. One thread learns, others wait for it.
+    /// Empty where they cannot be learned, on other processors than x86-64; without what connections point to
+    /// where the kernel does not let a process read its own memory by address. One thread learns, others wait.
     pub fn of_this_program(config: &mut quiche::Config) -> &'static Self {
         static PLANS: OnceLock<Plans> = OnceLock::new();
         PLANS.get_or_init(|| Self::new(Work::ALL.map(|work| learn(config, work).unwrap_or_default())))
+    }
+
+    /// True if it could not be learned what connections point to, half of it all, or nothing at all.
+    pub fn fall_short(&self) -> bool {
+        self.lines.iter().all(Vec::is_empty)
     }
 
     /// Plans for what each [`Work`] was seen to touch.
