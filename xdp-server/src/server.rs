@@ -45,7 +45,7 @@ use time::OffsetDateTime;
 /// Time between two live lines.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Said where [`hot`](crate::quic::hot) could learn nothing.
+/// Said where [`hot`](crate::quic::hot) could not learn all.
 const UNLEARNED: &str = "which memory connections use could not all be learned, to be asked for ahead: with \
                          thousands of clients a message takes longer; on x86-64, allow process_vm_readv in the sandbox";
 

@@ -299,11 +299,7 @@ impl Auditor {
     /// # Errors
     /// The connection was lost.
     pub fn wait(&mut self, time: Duration) -> Result<()> {
-        let until = Instant::now() + time;
-        while Instant::now() < until {
-            self.0.pump(until, |_, _| {})?;
-        }
-        Ok(())
+        self.0.wait(time)
     }
 
     /// The server's figures when they change no more, and when they last changed (if they did).

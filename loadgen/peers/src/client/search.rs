@@ -146,7 +146,7 @@ impl Search<'_> {
 
     /// One blast, at `rate` or as fast as can be.
     fn attempt(&mut self, rate: Option<f64>, plan: Plan) -> Result<Outcome> {
-        self.fleet.listen_for(REST)?;
+        self.fleet.wait(REST)?;
         let count = (rate.unwrap_or(plan.most * GROWTH) * plan.step.as_secs_f64()).ceil() as usize;
         let prepared = self.preparer.prepare(self.fleet, count.max(1), |_| {})?;
         self.sender.measure(self.fleet, &prepared, rate, plan.step, self.auditor)

@@ -62,59 +62,70 @@ pub fn learn(config: &mut quiche::Config, work: Work) -> Option<Touched> {
             subject.experiment(|| {}, || {})?;
         }
     }
-    let (mut agreed, mut followed) = (Agreed::default(), BTreeSet::new());
-    let mut ways = vec![Way::new()];
+    let at = subjects.iter().map(|subject| Some(subject.sample.connection())).collect();
+    let mut blocks = vec![Block { way: Way::new(), at }];
+    let (mut agreed, mut seen) = (Agreed::default(), BTreeSet::new());
     for depth in 0..=DEPTH {
+        let range = if depth == 0 { 0..size_of::<Connection>().div_ceil(LINE) as i32 } else { AROUND };
         let mut votes = Vec::new();
-        for way in &ways {
-            let range = if depth == 0 { 0..size_of::<Connection>().div_ceil(LINE) as i32 } else { AROUND };
-            for line in range {
-                let places: Option<Vec<_>> =
-                    subjects.iter_mut().map(|subject| subject.place(way, line)).collect();
-                votes.push((Candidate::new(way, line), places?));
+        for block in &blocks {
+            for line in range.clone() {
+                let ends = subjects.iter_mut().zip(&block.at);
+                let places: Option<_> =
+                    ends.map(|(subject, at)| subject.place(*at, line, depth == 0)).collect();
+                votes.push(Vote { block, line, places: places? });
             }
         }
-        votes.sort_unstable();
+        votes.sort_by_key(|vote| distance(vote.line));
         let lines = agreed.add(&votes);
-        ways = follow(&subjects, &lines, &mut followed);
+        if depth < DEPTH {
+            blocks = pointed_to(&subjects, &lines, &mut seen);
+        }
     }
     Some(agreed.touched)
 }
 
-/// Ways to what the pointers in `lines` point to, as far as the `subjects` agree that there are pointers and
-/// there was no way yet; `followed` is where ways lead to.
-fn follow(subjects: &[Subject<'_>], lines: &[Candidate], followed: &mut BTreeSet<usize>) -> Vec<Way> {
-    let mut ways = BTreeSet::new();
-    for Candidate { way, line, .. } in lines {
-        for block in subjects.iter().filter_map(|subject| subject.follow(way)) {
-            // Blocks lie differently in their lines, and so do the words.
-            let line = line_at(block, *line);
-            let words = (line..line + LINE).step_by(WORD).filter(|word| *word >= block);
-            ways.extend(words.map(|word| [&way[..], &[word - block]].concat()));
+/// A block of memory, by the way to it.
+#[derive(Debug, PartialEq, Eq)]
+struct Block {
+    way: Way,
+    /// Where it is, in each sample that has it.
+    at: Vec<Option<usize>>,
+}
+
+/// What the samples say of a line.
+struct Vote<'a> {
+    block: &'a Block,
+    line: i32,
+    /// Where it is, in each sample in which it is touched.
+    places: Vec<Option<usize>>,
+}
+
+/// How far a line of a block is from where the pointer to it points to: the further, the likelier it is another
+/// block's. What lies before a block is rarely its own.
+fn distance(line: i32) -> u32 {
+    if line < 0 { AROUND.end as u32 + line.unsigned_abs() } else { line.unsigned_abs() }
+}
+
+/// What pointers in `lines` point to, as far as the `subjects` agree that there are pointers, and that it is not
+/// among what was `seen`, to which it is added.
+fn pointed_to(subjects: &[Subject<'_>], lines: &[(&Block, i32)], seen: &mut BTreeSet<usize>) -> Vec<Block> {
+    let mut found = Vec::new();
+    for (block, line) in lines {
+        // Blocks lie differently in their lines, and so do the words.
+        let offsets = block.at.iter().flatten().flat_map(|at| {
+            let start = line_at(*at, *line);
+            (start..start + LINE).step_by(WORD).filter_map(|word| word.checked_sub(*at))
+        });
+        for offset in offsets.collect::<BTreeSet<_>>() {
+            let ends = subjects.iter().zip(&block.at);
+            let at: Vec<_> = ends.map(|(subject, at)| subject.pointer((*at)?.wrapping_add(offset))).collect();
+            if at.iter().flatten().filter(|at| seen.insert(**at)).count() >= AGREE {
+                found.push(Block { way: [&block.way[..], &[offset]].concat(), at });
+            }
         }
     }
-    let mut leads_on = |way: &Way| {
-        let leads_to: Vec<_> = subjects.iter().filter_map(|subject| subject.follow(way)).collect();
-        leads_to.into_iter().filter(|block| followed.insert(*block)).count() >= AGREE
-    };
-    ways.into_iter().filter(|way| leads_on(way)).collect()
-}
-
-/// A line by the way to it: pointers, and lines from where the last one points to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
-    /// Near ones first: a line far from where a pointer points to is rather another block's.
-    distance: u32,
-    way: Way,
-    line: i32,
-}
-
-impl Candidate {
-    fn new(way: &Way, line: i32) -> Self {
-        // What lies before a block is rarely its own.
-        let distance = if line < 0 { AROUND.end as u32 + line.unsigned_abs() } else { line.unsigned_abs() };
-        Self { distance, way: way.clone(), line }
-    }
+    found
 }
 
 /// What the samples agree on.
@@ -126,25 +137,25 @@ struct Agreed {
 }
 
 impl Agreed {
-    /// Adds what they agree on of `votes` (candidates, best first, and where each is in each sample if it is
-    /// touched there), and returns it. Lines that a better candidate leads to are left out, and those that
-    /// connections share (the allocator's lists, for example), which are in cache anyway.
-    fn add(&mut self, votes: &[(Candidate, Vec<Option<usize>>)]) -> Vec<Candidate> {
+    /// Adds the lines that they agree on, and returns them; best votes first. Lines that a better vote is for
+    /// are left out, and those that connections share (the allocator's lists, for example), which are in cache
+    /// anyway.
+    fn add<'a>(&mut self, votes: &[Vote<'a>]) -> Vec<(&'a Block, i32)> {
         let mut added = Vec::new();
-        for (candidate, places) in votes {
+        for Vote { block, line, places } in votes {
             let places: Vec<usize> = places.iter().copied().flatten().collect();
             let is_shared = places.iter().collect::<BTreeSet<_>>().len() < places.len();
-            let new = places.iter().filter(|line| !self.covered.contains(*line)).count();
+            let new = places.iter().filter(|place| !self.covered.contains(*place)).count();
             if is_shared || new < AGREE {
                 continue;
             }
             self.covered.extend(places);
-            if candidate.way.is_empty() {
-                self.touched.own.push(candidate.line as usize * LINE);
+            if block.way.is_empty() {
+                self.touched.own.push(*line as usize * LINE);
             } else {
-                self.touched.blocks.entry(candidate.way.clone()).or_default().push(candidate.line);
+                self.touched.blocks.entry(block.way.clone()).or_default().push(*line);
             }
-            added.push(candidate.clone());
+            added.push((*block, *line));
         }
         added
     }
@@ -160,30 +171,27 @@ struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// The block that a way leads to in this sample; `None` if that is not in the heap.
-    fn follow(&self, way: &Way) -> Option<usize> {
-        let (mut block, mut words) = (self.sample.connection(), Vec::new());
-        for offset in way {
-            read_words(&[block.wrapping_add(*offset)], &mut words)?;
-            block = words[0];
-            if !self.is_heap(block) || !block.is_multiple_of(WORD) {
-                return None;
-            }
-        }
-        Some(block)
+    /// The pointer at `address`; `None` if there is none, into the heap.
+    fn pointer(&self, address: usize) -> Option<usize> {
+        let mut words = Vec::new();
+        read_words(&[address], &mut words)?;
+        Some(words[0]).filter(|word| self.is_heap(*word) && word.is_multiple_of(WORD))
     }
 
-    /// Where the line `line` of the block at the end of `way` is in this sample. `Some(None)` if it is nowhere,
-    /// not touched, or another's; `None` if quiche refuses the work.
-    fn place(&mut self, way: &Way, line: i32) -> Option<Option<usize>> {
-        let Some(block) = self.follow(way) else { return Some(None) };
-        let address = line_at(block, line);
-        let connection = self.sample.connection();
-        let own = (connection..connection + size_of::<Connection>()).contains(&address);
-        if own != way.is_empty() {
+    /// Where the line `line` of the block at `block` is. `Some(None)` if it is nowhere, not touched, or not in
+    /// the connection where it should be (`own`), or the other way round; `None` if quiche refuses the work.
+    fn place(&mut self, block: Option<usize>, line: i32, own: bool) -> Option<Option<usize>> {
+        let Some(address) = block.map(|block| line_at(block, line)) else { return Some(None) };
+        if self.is_own(address) != own {
             return Some(None);
         }
         Some(self.is_touched(address)?.then_some(address))
+    }
+
+    /// Whether `address` is in the connection itself.
+    fn is_own(&self, address: usize) -> bool {
+        let connection = self.sample.connection();
+        (connection..connection + size_of::<Connection>()).contains(&address)
     }
 
     /// Whether the work touches the line at `address`. `None` if quiche refuses to do it.
@@ -191,10 +199,9 @@ impl Subject<'_> {
         if let Some(known) = self.known.get(&address) {
             return Some(*known);
         }
-        let (connection, probe) = (self.sample.connection(), self.probe);
-        let own = (connection..connection + size_of::<Connection>()).contains(&address);
+        let probe = self.probe;
         // What the list of memory says may be over: the kernel knows.
-        let there = own || self.is_heap(address) && is_readable(address);
+        let there = self.is_own(address) || self.is_heap(address) && is_readable(address);
         if !there {
             return Some(false);
         }
@@ -258,30 +265,34 @@ fn heap() -> Option<Vec<Range<usize>>> {
 mod tests {
     use super::*;
 
-    fn candidate(way: &[usize], line: i32) -> Candidate {
-        Candidate::new(&way.to_vec(), line)
+    fn block(way: &[usize]) -> Block {
+        Block { way: way.to_vec(), at: Vec::new() }
     }
 
     #[test]
     fn near_lines_come_first() {
-        let sorted = [candidate(&[9], 0), candidate(&[], 1), candidate(&[8], 5), candidate(&[8], -1)];
-        assert!(sorted.is_sorted());
+        assert!([0, 1, 5, 63, -1, -4].map(distance).is_sorted());
     }
 
     #[test]
     fn what_samples_agree_on_is_kept_once() {
-        let votes = vec![
-            (candidate(&[], 2), vec![Some(1), Some(11), Some(21), Some(31)]),
+        let (own, first, same, shared) = (block(&[]), block(&[8]), block(&[16]), block(&[24]));
+        let vote = |block, line, places: [u32; 4]| {
+            let place = |place: u32| (place > 0).then_some(place as usize);
+            Vote { block, line, places: places.map(place).to_vec() }
+        };
+        let votes = [
+            vote(&own, 2, [1, 11, 21, 31]),
             // Of one sample only.
-            (candidate(&[], 3), vec![Some(2), None, None, None]),
-            (candidate(&[8], 0), vec![Some(3), None, Some(23), Some(33)]),
+            vote(&own, 3, [2, 0, 0, 0]),
+            vote(&first, 0, [3, 0, 23, 33]),
             // The same lines by another way.
-            (candidate(&[16], 4), vec![Some(3), Some(13), Some(23), Some(33)]),
+            vote(&same, 4, [3, 13, 23, 33]),
             // The same line in all samples.
-            (candidate(&[24], 0), vec![Some(4), Some(4), Some(4), Some(4)]),
+            vote(&shared, 0, [4, 4, 4, 4]),
         ];
         let mut agreed = Agreed::default();
-        assert_eq!(agreed.add(&votes), [candidate(&[], 2), candidate(&[8], 0)]);
+        assert_eq!(agreed.add(&votes), [(&own, 2), (&first, 0)]);
         assert_eq!(agreed.add(&votes), [], "they are covered");
         let expected = Touched { own: vec![2 * LINE], blocks: BTreeMap::from([(vec![8], vec![0])]) };
         assert_eq!(agreed.touched, expected);
