@@ -135,6 +135,8 @@ counters! {
         protocol_violations,
         /// Connections closed for RATE_LIMITED.
         rate_limited,
+        /// Connections closed because the client's address changed more often than QUIC can follow.
+        moved_too_often,
         /// Messages received: PAINT datagrams and control frames.
         messages,
         /// Pixels received in messages.

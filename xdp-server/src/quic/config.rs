@@ -69,12 +69,14 @@ pub const DATAGRAMS_OUT: usize = 256;
 const CONTROL_WINDOW: u64 = 32 * 1024;
 
 /// Client connection IDs that are kept for a connection, and thereby the network paths that quiche remembers
-/// of it, which it never forgets: a client can be rebound by its NAT one time less than this before its
-/// connection times out. More costs about 80 bytes for each ID that clients then supply.
+/// of it, which it never forgets: a client can be rebound by its NAT one time less than this before it is told
+/// to connect again. Each path costs some 5 KB from the time that the client is there, each ID that clients
+/// supply 80 bytes; most supply no more than 8.
 ///
-/// Tried and lost: retiring all IDs of a left path so that quiche reuses its place. quiche ties the client's
-/// next spare ID to the left path again, and fails to send when it has none to spare.
-pub const PATHS: u64 = 8;
+/// Tried and lost: retiring the IDs of left paths, so that quiche reuses their places. quiche ties each spare ID
+/// to a left path as soon as it comes, has none for the new path at the time, uses the same one for both, and
+/// never separates them again.
+pub const PATHS: u64 = 16;
 
 /// How long an acknowledgement of datagrams may wait for a broadcast to ride on, or for more packets to
 /// acknowledge; what is advertised as `max_ack_delay`. The most that the protocol page allows the server: two

@@ -17,6 +17,7 @@
 //! - `receive`: from a packet to its connection; accepting, refusing, resetting
 //! - `newcomers`: new connections, a few each turn
 //! - `fanout`: one tick to all subscribers
+//! - `paths`: clients that move
 //! - `regime`: where the time goes
 //! - `transmit`: from connections to packets; timers; closing
 
@@ -24,6 +25,7 @@ mod ahead;
 pub mod conn;
 mod fanout;
 mod newcomers;
+mod paths;
 mod receive;
 mod regime;
 mod transmit;

@@ -1,6 +1,7 @@
 //! From a packet to its connection: routing by connection ID, accepting, refusing, resetting.
 
 use super::conn::{Conn, Life, Owed};
+use super::paths::Arrival;
 use super::regime::Regime;
 use super::{Core, REFUSAL_SLOTS, Stateless};
 use crate::link::{Phase, Stray};
@@ -11,12 +12,15 @@ use crate::quic::table::InitialId;
 use crate::quic::tls;
 use crate::session::{Close, Session};
 use canvas::codes::CloseCode;
-use quiche::{ConnectionId, PathEvent, RecvInfo};
+use quiche::{ConnectionId, RecvInfo};
 use std::time::{Duration, Instant};
 
 /// Replies without a connection that may wait for transmission: they answer strangers, and are the first to
 /// be dropped.
 const STATELESS_QUEUE: usize = 64;
+
+/// QUIC's NO_VIABLE_PATH (RFC 9000, section 20.1).
+const NO_VIABLE_PATH: u64 = 0x10;
 
 /// QUIC's CRYPTO_ERROR codes: a TLS alert each (RFC 9000, section 20.1).
 const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
@@ -234,13 +238,11 @@ impl Core {
     /// Gives a packet to the connection in `slot`, and to its session what QUIC makes of it.
     pub fn deliver(&mut self, slot: u32, path: &Path, packet: &mut [u8], now: Instant) {
         let Some(conn) = self.table.get_mut(slot) else { return };
-        let (length, elsewhere) = (packet.len(), conn.paths.note(path, now));
-        if conn.paths.has_other() {
-            // A path may have been given up since the last packet.
-            follow_path_events(conn);
-        }
-        let info = RecvInfo { from: conn.paths.name(path), to: path.local };
-        if conn.quic.recv(packet, info).is_err() {
+        let arrival = conn.paths.arrive(&mut conn.quic, path);
+        let (length, elsewhere) = (packet.len(), !matches!(arrival, Arrival::Here(_)));
+        let (Arrival::Here(from) | Arrival::Elsewhere(from) | Arrival::Homeless(from)) = arrival;
+        let before = if elsewhere { conn.quic.stats().recv } else { 0 };
+        if conn.quic.recv(packet, RecvInfo { from, to: path.local }).is_err() {
             // The connection is closing for it; its CONNECTION_CLOSE is to be sent.
             self.ctx.stats.drop_quic += 1;
             self.make_ready(slot);
@@ -248,12 +250,18 @@ impl Core {
         }
         let retired = conn.quic.retired_scids() > 0;
         conn.retired_ids |= retired;
-        if elsewhere || conn.paths.has_other() {
-            follow_path_events(conn);
-            if conn.paths.probe_is_due(now) {
-                // An error means that the client has no spare ID for it, yet.
-                let _ = conn.quic.probe_path(path.local, conn.paths.name(path));
+        if elsewhere {
+            if conn.quic.stats().recv == before {
+                // Anybody who saw an ID of the connection may have sent it, from any address.
+                self.ctx.stats.drop_quic += 1;
+                return;
             }
+            if matches!(arrival, Arrival::Homeless(_)) {
+                return self.turn_out(slot, path);
+            }
+            conn.paths.moved(&mut conn.quic, path, now);
+        } else if conn.paths.is_moving() {
+            conn.paths.settle(&mut conn.quic, now);
         }
         if retired || elsewhere {
             self.supply_ids(slot);
@@ -283,6 +291,18 @@ impl Core {
             }
             Err(close) => self.close(slot, close),
         }
+    }
+
+    /// Ends the connection in `slot`: its client moved once more than QUIC can follow, and is at the end of
+    /// `path`. A new connection costs it a handshake; with this one it would hear nothing any more.
+    fn turn_out(&mut self, slot: u32, path: &Path) {
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        conn.paths.end_at(path);
+        // An error means that it is closed already.
+        let _ = conn.quic.close(false, NO_VIABLE_PATH, b"moved too often");
+        self.ctx.stats.moved_too_often += 1;
+        self.leave(slot);
+        self.make_ready(slot);
     }
 
     /// Lets the session of `slot` read what QUIC has for it. `true`: there is something to send now, not just
@@ -342,22 +362,6 @@ impl Core {
         match self.serve_session(slot, now) {
             Ok(_) => self.make_ready(slot),
             Err(close) => self.close(slot, close),
-        }
-    }
-}
-
-/// Lets QUIC probe and follow a client that moved.
-fn follow_path_events(conn: &mut Conn) {
-    while let Some(event) = conn.quic.path_event_next() {
-        match event {
-            // An error means that the path is known or too many are: the client's packets are answered all
-            // the same.
-            PathEvent::New(local, peer) => drop(conn.quic.probe_path(local, peer)),
-            PathEvent::PeerMigrated(_, peer) => {
-                conn.paths.migrate(peer);
-            }
-            PathEvent::FailedValidation(_, peer) => conn.paths.fail(peer),
-            _ => {}
         }
     }
 }

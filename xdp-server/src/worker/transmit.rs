@@ -68,15 +68,28 @@ impl Core {
         }
         let Some(conn) = self.table.get_mut(slot) else { return false };
         let (mut packets, mut failed, mut emptied) = (0, false, false);
-        // A second path may have packets of its own to send, a probe its double, and those of a handshake are
+        // Another path may have packets of its own to send, a probe its double, and those of a handshake are
         // padded.
         let probing = std::mem::take(&mut conn.probing);
-        let simple = conn.life == Life::Open && !conn.paths.has_other() && !probing;
+        let (local, in_use) = (Some(conn.paths.current().local), conn.paths.in_use());
+        let mut others = conn.paths.others(&conn.quic, probing);
+        let simple = conn.life == Life::Open && others.is_empty() && !probing && !conn.paths.is_moving();
         let sent = io.send(&mut |room| {
             if packets == TRAIN || emptied {
                 return None;
             }
-            match conn.quic.send(room) {
+            // An error means that there is nothing to send by that path.
+            let mut by = |name| conn.quic.send_on_path(room, local, Some(name)).ok();
+            let mut sent = in_use.and_then(&mut by);
+            while sent.is_none()
+                && let Some(name) = others.last()
+            {
+                sent = by(*name);
+                if sent.is_none() {
+                    others.pop();
+                }
+            }
+            match sent.map_or_else(|| conn.quic.send(room), Ok) {
                 Ok((len, info)) => {
                     packets += 1;
                     // quiche fills a packet with all it has: one with room left is the last. Asking it to find
@@ -107,8 +120,9 @@ impl Core {
             self.remove(slot);
             return false;
         }
-        if let Some(timeout) = conn.quic.timeout_instant() {
-            self.wheel.arm(slot, timeout);
+        let due = [conn.quic.timeout_instant(), conn.paths.probe_due()];
+        if let Some(due) = due.into_iter().flatten().min() {
+            self.wheel.arm(slot, due);
         }
         sent.blocked || packets == TRAIN
     }
@@ -157,6 +171,10 @@ impl Core {
                 return self.remove(slot);
             }
             send = true;
+        }
+        if conn.paths.has_moved() {
+            conn.paths.settle(&mut conn.quic, now);
+            send |= conn.paths.is_moving(); // to probe it again: it may have nothing to say itself
         }
         if send {
             return self.make_ready(slot); // transmitting arms the timer again

@@ -100,8 +100,8 @@ fn play(name: &str) {
         assert!(lost.len() == 2 && lost.iter().all(|packets| *packets > 50), "{lost:?}");
         let counted = |what: &str| outcome.report[what].as_u64().unwrap();
         assert!(counted("gaps") > 0 && counted("repairs") > 0, "{:#}", outcome.report);
-        // 16 sockets, twice each or more, less on a busy machine.
-        assert!(counted("rebinds") >= 16, "{}", outcome.report["rebinds"]);
+        // 16 sockets, seven times each or more, less on a busy machine.
+        assert!(counted("rebinds") >= 64, "{}", outcome.report["rebinds"]);
 
         // Who was still there was told why the server ended.
         let (code, report) = audience.expect("it was started").end();
