@@ -17,6 +17,7 @@
 //! - `receive`: from a packet to its connection; accepting, refusing, resetting
 //! - `newcomers`: new connections, a few each turn
 //! - `fanout`: one tick to all subscribers
+//! - `heap`: memory of connections that are gone
 //! - `paths`: clients that move
 //! - `regime`: where the time goes
 //! - `transmit`: from connections to packets; timers; closing
@@ -24,6 +25,7 @@
 mod ahead;
 pub mod conn;
 mod fanout;
+mod heap;
 mod newcomers;
 mod paths;
 mod receive;
@@ -45,6 +47,7 @@ use canvas::palette::Palette;
 use canvas::tiles::TileReader;
 use conn::{Conn, Life};
 use fanout::Fanout;
+use heap::Heap;
 use newcomers::Newcomers;
 use regime::{Meter, Regime};
 use std::collections::VecDeque;
@@ -121,6 +124,7 @@ pub struct Worker<I> {
     idle_since: Option<Instant>,
     next_housekeeping: Instant,
     next_health_check: Instant,
+    heap: Heap,
     /// Why the packet I/O cannot go on.
     failure: Option<io::Error>,
 }
@@ -244,7 +248,8 @@ impl<I: PacketIo> Worker<I> {
         };
         let (busy, idle_since) = (false, None);
         let (next_housekeeping, next_health_check) = (now, now + HEALTH_CHECK);
-        Ok(Self { io, core, busy, idle_since, next_housekeeping, next_health_check, failure: None })
+        let heap = Heap::default();
+        Ok(Self { io, core, busy, idle_since, next_housekeeping, next_health_check, heap, failure: None })
     }
 
     /// The packet I/O, for tests that look at it.
@@ -326,6 +331,7 @@ impl<I: PacketIo> Worker<I> {
             if now >= self.next_health_check {
                 self.next_health_check = now + HEALTH_CHECK;
                 self.wait(Duration::ZERO);
+                self.heap.tidy(self.core.ctx.stats.connections_closed);
             }
             if self.turn(now, &mut |now| stage.turn(now)) {
                 self.idle_since = None;
