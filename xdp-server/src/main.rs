@@ -18,7 +18,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[expect(unsafe_code, reason = "the symbol is jemalloc's documented way to be configured at build time")]
 // SAFETY: the name is jemalloc's own, and nothing else in the program defines it.
 #[unsafe(export_name = "malloc_conf")]
-pub static MALLOC_CONF: &std::ffi::CStr = c"metadata_thp:auto,dirty_decay_ms:10000,muzzy_decay_ms:0";
+pub static MALLOC_CONF: &std::ffi::CStr = c"dirty_decay_ms:10000,muzzy_decay_ms:0";
 
 fn main() -> ExitCode {
     let settings = match xdp_server::cli::parse() {

@@ -132,12 +132,9 @@ impl Core {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.expire(now, TIMER_BUDGET, &mut due);
         let busy = !due.is_empty();
-        for (place, slot) in due.iter().enumerate() {
-            // Most of these are about to acknowledge.
-            self.ahead.send(|steps| due.get(place + steps).copied(), &mut self.table);
-            self.on_timer(*slot, now);
+        for slot in due.drain(..) {
+            self.on_timer(slot, now);
         }
-        due.clear();
         self.due = due;
         busy
     }
