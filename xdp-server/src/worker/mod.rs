@@ -20,6 +20,7 @@
 //! - `heap`: memory of connections that are gone
 //! - `paths`: clients that move
 //! - `regime`: where the time goes
+//! - `spin`: how long to look for work before sleeping
 //! - `transmit`: from connections to packets; timers; closing
 
 mod ahead;
@@ -30,6 +31,7 @@ mod newcomers;
 mod paths;
 mod receive;
 mod regime;
+mod spin;
 mod transmit;
 
 use crate::link::{Phase, WorkerLink};
@@ -50,6 +52,7 @@ use fanout::Fanout;
 use heap::Heap;
 use newcomers::Newcomers;
 use regime::{Meter, Regime};
+use spin::Spin;
 use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
@@ -77,10 +80,6 @@ const HOUSEKEEPING: Duration = Duration::from_millis(1);
 
 /// Time between two looks at whether the packet I/O still has its interface; one system call each.
 const HEALTH_CHECK: Duration = Duration::from_secs(1);
-
-/// How long a worker on a shared core looks for work before it sleeps. A wake-up costs the kernel about this
-/// much, so spinning for as long at most doubles the cost of being idle, and catches what comes in a burst.
-const SPIN: Duration = Duration::from_micros(50);
 
 /// Longest sleep: bounds the age of counters and of the phase when nobody wakes us.
 const LONGEST_SLEEP: Duration = Duration::from_millis(100);
@@ -122,6 +121,7 @@ pub struct Worker<I> {
     core: Core,
     busy: bool,
     idle_since: Option<Instant>,
+    spin: Spin,
     next_housekeeping: Instant,
     next_health_check: Instant,
     heap: Heap,
@@ -248,8 +248,18 @@ impl<I: PacketIo> Worker<I> {
         };
         let (busy, idle_since) = (false, None);
         let (next_housekeeping, next_health_check) = (now, now + HEALTH_CHECK);
-        let heap = Heap::default();
-        Ok(Self { io, core, busy, idle_since, next_housekeeping, next_health_check, heap, failure: None })
+        let (spin, heap) = (Spin::default(), Heap::default());
+        Ok(Self {
+            io,
+            core,
+            busy,
+            idle_since,
+            spin,
+            next_housekeeping,
+            next_health_check,
+            heap,
+            failure: None,
+        })
     }
 
     /// The packet I/O, for tests that look at it.
@@ -334,10 +344,12 @@ impl<I: PacketIo> Worker<I> {
                 self.heap.tidy(self.core.ctx.stats.connections_closed);
             }
             if self.turn(now, &mut |now| stage.turn(now)) {
-                self.idle_since = None;
+                if let Some(since) = self.idle_since.take() {
+                    self.spin.found(now.duration_since(since));
+                }
             } else if !sleepy {
                 std::hint::spin_loop();
-            } else if now.duration_since(*self.idle_since.get_or_insert(now)) >= SPIN {
+            } else if self.spin.is_over(now.duration_since(*self.idle_since.get_or_insert(now))) {
                 self.sleep(now, stage.next_due());
             }
         }

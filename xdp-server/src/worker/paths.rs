@@ -163,7 +163,8 @@ impl Paths {
     /// Has all that QUIC still sends go along `path`, whatever path it is meant for: the end of a connection
     /// whose client is there.
     pub fn end_at(&mut self, path: &Path) {
-        *self = Self::new(path);
+        self.current.path = *path;
+        self.other = None;
     }
 
     /// Lets QUIC probe and follow a client that moved.

@@ -115,6 +115,35 @@ fn a_rebound_client_goes_on_from_the_other_queue_every_time_and_then_is_told_to_
     assert_eq!((stats.handshakes_started, stats.moved_too_often), (2, 2));
 }
 
+/// What is sent to where the client was until just now is lost with all that was sent before it, and nothing
+/// later on the same path can show that.
+#[test]
+fn what_was_under_way_when_a_client_moved_arrives() {
+    let mut world = World::new(&Options::default());
+    let painter = world.join(0, ClientOptions::painter());
+    let moving = world.join(0, ClientOptions::default());
+    world.clients[moving].mirror = None; // which would ask again
+    let (home, elsewhere) = (world.clients[moving].link.local_addr(), world.fresh_address());
+    let payloads = world.clients[moving].payloads.len();
+    world.clients[moving].link.rebind(elsewhere, 0);
+    for n in 0..4 {
+        world.clients[painter].paint(&[pixel(n, 3, 7)]);
+        world.run(Duration::from_millis(30)); // at least a tick
+    }
+    assert_eq!(world.clients[moving].payloads.len(), payloads, "diffs go to where it was");
+    let client = &mut world.clients[moving];
+    client.link.rebind(home, 0);
+    client.repair(&[(0, 0)]);
+    client.step();
+    client.link.rebind(elsewhere, 0);
+    world.until("the image", |world| {
+        world.clients[moving]
+            .images
+            .iter()
+            .any(|(reason, tiles)| (*reason, tiles.as_slice()) == (TilesReason::Repair, &[0]))
+    });
+}
+
 /// A silent client cannot say that it is still there: whatever comes from elsewhere in its name, late or sent
 /// again by somebody who saw it, must not hold up what it is to get.
 #[test]
