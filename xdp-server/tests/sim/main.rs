@@ -2,6 +2,7 @@
 //! drain.
 
 mod client;
+mod moves;
 mod world;
 
 use canvas::codec::Pixel;
@@ -14,7 +15,6 @@ use rand::{Rng, SeedableRng};
 use std::time::{Duration, Instant};
 use world::{Options, World};
 use xdp_server::net::sim::SimConfig;
-use xdp_server::quic::config::PATHS;
 
 fn pixel(x: u16, y: u16, colour: u8) -> Pixel {
     Pixel { x, y, colour }
@@ -86,89 +86,6 @@ fn everybody_converges_over_a_bad_network() {
     let stats = world.stats();
     assert_eq!(stats.protocol_violations, 0);
     assert!(world.net.stats().lost > 200, "the network was bad: {:?}", world.net.stats());
-}
-
-#[test]
-fn a_rebound_client_goes_on_from_the_other_queue_every_time_and_then_is_told_to_connect_again() {
-    let mut world = World::new(&Options { workers: 2, ..Options::default() });
-    let moves = PATHS as u16 - 1;
-    for spare_ids in [false, true] {
-        let client = world.join(0, ClientOptions { spare_ids, ..ClientOptions::default() });
-        for n in 0..=moves {
-            let address = world.fresh_address();
-            world.clients[client].link.rebind(address, usize::from(n + 1) % 2);
-            world.clients[client].paint(&[pixel(n, n, 9 + u8::from(spare_ids))]);
-            if n == moves {
-                break;
-            }
-            world.until("the pixel after rebinding", |world| {
-                let seen = world.clients[client].mirror.as_ref().and_then(|mirror| mirror.pixel(n, n));
-                seen == Some(9 + u8::from(spare_ids))
-            });
-        }
-        world.until("the end", |world| world.clients[client].quic.peer_error().is_some());
-        let error = world.clients[client].quic.peer_error().unwrap();
-        assert_eq!((error.is_app, error.error_code), (false, 0x10), "NO_VIABLE_PATH, where it is now");
-    }
-    let stats = world.stats();
-    assert!(stats.strays_in >= u64::from(moves), "{stats:#?}");
-    assert_eq!((stats.handshakes_started, stats.moved_too_often), (2, 2));
-}
-
-/// What is sent to where the client was until just now is lost with all that was sent before it, and nothing
-/// later on the same path can show that.
-#[test]
-fn what_was_under_way_when_a_client_moved_arrives() {
-    let mut world = World::new(&Options::default());
-    let painter = world.join(0, ClientOptions::painter());
-    let moving = world.join(0, ClientOptions::default());
-    world.clients[moving].mirror = None; // which would ask again
-    let (home, elsewhere) = (world.clients[moving].link.local_addr(), world.fresh_address());
-    let payloads = world.clients[moving].payloads.len();
-    world.clients[moving].link.rebind(elsewhere, 0);
-    for n in 0..4 {
-        world.clients[painter].paint(&[pixel(n, 3, 7)]);
-        world.run(Duration::from_millis(30)); // at least a tick
-    }
-    assert_eq!(world.clients[moving].payloads.len(), payloads, "diffs go to where it was");
-    let client = &mut world.clients[moving];
-    client.link.rebind(home, 0);
-    client.repair(&[(0, 0)]);
-    client.step();
-    client.link.rebind(elsewhere, 0);
-    world.until("the image", |world| {
-        world.clients[moving]
-            .images
-            .iter()
-            .any(|(reason, tiles)| (*reason, tiles.as_slice()) == (TilesReason::Repair, &[0]))
-    });
-}
-
-/// A silent client cannot say that it is still there: whatever comes from elsewhere in its name, late or sent
-/// again by somebody who saw it, must not hold up what it is to get.
-#[test]
-fn packets_from_elsewhere_that_quic_does_not_believe_change_nothing() {
-    let mut world = World::new(&Options::default());
-    let painter = world.join(0, ClientOptions::painter());
-    let silent = world.join(0, ClientOptions { keep_alive: false, ..ClientOptions::default() });
-    let refused = world.stats().drop_quic;
-    let (home, elsewhere) = (world.clients[silent].link.local_addr(), world.fresh_address());
-    for n in 0..20 {
-        let client = &mut world.clients[silent];
-        let mut packet = client.last_sent.clone();
-        if n % 2 == 1 {
-            *packet.last_mut().unwrap() ^= 1; // its ID is right, and nothing else
-        }
-        client.link.rebind(elsewhere, 0);
-        client.link.send(&packet);
-        client.link.rebind(home, 0);
-        world.run(Duration::from_millis(2));
-    }
-    world.clients[painter].paint(&[pixel(3, 3, 7)]);
-    world.until("the pixel at the silent client's", |world| {
-        world.clients[silent].mirror.as_ref().and_then(|mirror| mirror.pixel(3, 3)) == Some(7)
-    });
-    assert_eq!(world.stats().drop_quic - refused, 20);
 }
 
 #[test]
