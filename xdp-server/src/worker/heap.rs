@@ -6,7 +6,7 @@ use tikv_jemalloc_ctl::raw;
 ///
 /// jemalloc keeps up to some 200 pieces of each size for the thread that freed them, until that thread has
 /// allocated a good deal more. After a crowd has left these lie anywhere in what it used, one piece to a page
-/// in the worst case, and the page cannot be given back: 1 to 8 MB were kept so of 20,000 connections.
+/// in the worst case, and the page cannot be given back: 2 to 11 MB were kept so of 20,000 connections.
 #[derive(Default)]
 pub struct Heap {
     /// Connections that had been closed when the cache was last emptied.

@@ -1,16 +1,15 @@
 //! Where the client of a connection is: its network paths, and what QUIC knows of them.
 //!
 //! Owns the names by which QUIC knows a client's addresses, and with them all that has to do with moving:
-//! probing, following, and making room in QUIC's table of paths.
+//! probing, following, and what goes where.
 
 use crate::net::Path;
 use crate::quic::config::{Connection, PATHS};
-use quiche::PathEvent;
+use quiche::{PathEvent, PathStats};
 use std::net::{SocketAddr, SocketAddrV6};
 use std::time::{Duration, Instant};
 
-/// Time after which a client that moved is probed again, if packets come from there and the last probe was not
-/// answered. quiche does so when a probe is lost, but not when the answer is, which nobody repeats. Less than
+/// Time after which a client that moved is probed again, if the last probe was not answered. quiche does so when a probe is lost, but not when the answer is, which nobody repeats. Less than
 /// the round trip costs a packet more; more keeps the client without diffs for longer.
 const PROBE_AGAIN: Duration = Duration::from_millis(100);
 
@@ -25,7 +24,8 @@ const PROBE_AGAIN: Duration = Duration::from_millis(100);
 ///
 /// What was under way on a path when the client left it is lost, and quiche finds that out from later packets
 /// of the same path alone. So left paths are used once more, by packets that go where the client is now: see
-/// [`others`](Self::others). And left to itself quiche sends nothing at all while it wants to probe a path that
+/// [`others`](Self::others). A path that nobody has answered on is not one that was left: what is asked on it must
+/// not be answered from elsewhere, or anybody's address could be proven. And left to itself quiche sends nothing at all while it wants to probe a path that
 /// it gave up, so that it is always told which path to use.
 ///
 /// QUIC's table of paths has [`PATHS`] places and forgets none. It ignores packets from one address more, so
@@ -47,8 +47,8 @@ pub struct Paths {
 /// A client on its way.
 #[derive(Clone, Copy, Debug)]
 struct Moving {
-    /// The path that QUIC uses.
-    to: SocketAddr,
+    /// What QUIC uses.
+    to: Way,
     /// When that is to be probed again.
     probe: Instant,
 }
@@ -78,6 +78,14 @@ impl Way {
 
     fn leads_to(&self, path: &Path) -> bool {
         (path.local, path.peer) == (self.path.local, self.path.peer)
+    }
+}
+
+/// How many validations had failed when a name was given.
+fn attempt(name: SocketAddr) -> u32 {
+    match name {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(name) => name.flowinfo(),
     }
 }
 
@@ -126,10 +134,15 @@ impl Paths {
         }
     }
 
-    /// The other way, if that is the one of `path`, else a new one.
+    /// The ways that are not in use, or not yet.
+    fn ways(&self) -> impl Iterator<Item = Way> + use<> {
+        [self.moving.map(|moving| moving.to), self.other].into_iter().flatten()
+    }
+
+    /// The way along `path`, which is not the one in use.
     fn elsewhere(&self, path: &Path) -> Way {
-        let other = self.other.filter(|other| other.leads_to(path));
-        other.map_or(Way::new(path, self.failures), |other| Way { path: *path, ..other })
+        let known = self.ways().find(|way| way.leads_to(path));
+        known.map_or(Way::new(path, self.failures), |way| Way { path: *path, ..way })
     }
 
     /// Notes that an authentic packet came [`Elsewhere`](Arrival::Elsewhere), along `path`.
@@ -145,19 +158,17 @@ impl Paths {
     pub fn settle(&mut self, quic: &mut Connection, now: Instant) {
         self.follow(quic);
         let in_use = quic.path_stats().find(|path| path.active).map(|path| path.peer_addr);
-        let Some(to) = in_use.filter(|name| *name != self.current.name) else {
-            self.moving = None;
-            return;
-        };
-        let probe = match self.moving {
-            Some(moving) if moving.to == to && moving.probe > now => moving.probe,
-            Some(moving) if moving.to == to => {
-                let _ = quic.probe_path(self.current.path.local, to);
-                now + PROBE_AGAIN
+        let to = in_use.filter(|name| *name != self.current.name);
+        let to = to.and_then(|name| self.ways().find(|way| way.name == name));
+        self.moving = to.map(|to| match self.moving {
+            Some(moving) if moving.to.name == to.name && moving.probe > now => Moving { to, ..moving },
+            before => {
+                if before.is_some_and(|moving| moving.to.name == to.name) {
+                    let _ = quic.probe_path(to.path.local, to.name);
+                }
+                Moving { to, probe: now + PROBE_AGAIN }
             }
-            _ => now + PROBE_AGAIN,
-        };
-        self.moving = Some(Moving { to, probe });
+        });
     }
 
     /// Has all that QUIC still sends go along `path`, whatever path it is meant for: the end of a connection
@@ -165,6 +176,9 @@ impl Paths {
     pub fn end_at(&mut self, path: &Path) {
         self.current.path = *path;
         self.other = None;
+        if let Some(moving) = &mut self.moving {
+            moving.to.path = *path;
+        }
     }
 
     /// Lets QUIC probe and follow a client that moved.
@@ -190,10 +204,11 @@ impl Paths {
     /// validated once. Returns the path that it used before.
     fn migrate(&mut self, name: SocketAddr) -> Option<SocketAddr> {
         let left = self.current.name;
-        match self.other {
-            Some(other) if other.name == name => (self.current, self.other) = (other, None),
-            _ => self.current.name = name,
+        match self.ways().find(|way| way.name == name) {
+            Some(way) => self.current = way,
+            None => self.current.name = name,
         }
+        self.other = self.other.filter(|other| other.name != name);
         self.ask_others |= name != left;
         (name != left).then_some(left)
     }
@@ -202,6 +217,7 @@ impl Paths {
     /// told next what it uses instead.
     fn fail(&mut self, name: SocketAddr) {
         self.failures += 1;
+        self.moving = self.moving.filter(|moving| moving.to.name != name);
         if let Some(other) = &mut self.other
             && other.name == name
         {
@@ -211,7 +227,7 @@ impl Paths {
 
     /// The path that QUIC is to send by; `None`: there has been only one.
     pub fn in_use(&self) -> Option<SocketAddr> {
-        self.has_moved.then_some(self.moving.map_or(self.current.name, |moving| moving.to))
+        self.has_moved.then_some(self.moving.map_or(self.current.name, |moving| moving.to.name))
     }
 
     /// Paths that QUIC may have something to send by, besides the one in use: answers to a client that looks
@@ -219,18 +235,25 @@ impl Paths {
     /// fired.
     pub fn others(&mut self, quic: &Connection, timer: bool) -> Vec<SocketAddr> {
         if std::mem::take(&mut self.ask_others) || timer && self.has_moved {
-            quic.path_stats().filter(|path| !path.active).map(|path| path.peer_addr).collect()
+            let others = quic.path_stats().filter(|path| !path.active && self.is_open(quic, path));
+            others.map(|path| path.peer_addr).collect()
         } else {
             Vec::new()
         }
     }
 
+    /// True if QUIC may send by `path`: it is known where to, or it was proven to be the client's, or it
+    /// failed, and its name is of no use to anybody any more.
+    fn is_open(&self, quic: &Connection, path: &PathStats) -> bool {
+        let name = path.peer_addr;
+        self.ways().any(|way| way.name == name)
+            || quic.is_path_validated(path.local_addr, name) == Ok(true)
+            || attempt(name) < self.failures && name != self.current.name
+    }
+
     /// Where packets of the path of this name go: those of a left one to where the client is.
     pub fn to(&self, name: SocketAddr) -> Path {
-        match self.other {
-            Some(other) if other.name == name => other.path,
-            _ => self.current.path,
-        }
+        self.ways().find(|way| way.name == name).unwrap_or(self.current).path
     }
 
     /// The path in use.

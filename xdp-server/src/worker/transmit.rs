@@ -78,18 +78,17 @@ impl Core {
             if packets == TRAIN || emptied {
                 return None;
             }
-            // An error means that there is nothing to send by that path.
-            let mut by = |name| conn.quic.send_on_path(room, local, Some(name)).ok();
-            let mut sent = in_use.and_then(&mut by);
-            while sent.is_none()
-                && let Some(name) = others.last()
-            {
-                sent = by(*name);
-                if sent.is_none() {
+            let mut sent = match in_use {
+                Some(name) => conn.quic.send_on_path(room, local, Some(name)),
+                None => conn.quic.send(room),
+            };
+            while let (Err(quiche::Error::Done), Some(name)) = (&sent, others.last()) {
+                sent = conn.quic.send_on_path(room, local, Some(*name)).or(Err(quiche::Error::Done));
+                if sent.is_err() {
                     others.pop();
                 }
             }
-            match sent.map_or_else(|| conn.quic.send(room), Ok) {
+            match sent {
                 Ok((len, info)) => {
                     packets += 1;
                     // quiche fills a packet with all it has: one with room left is the last. Asking it to find

@@ -89,3 +89,46 @@ fn packets_from_elsewhere_that_quic_does_not_believe_change_nothing() {
     });
     assert_eq!(world.stats().drop_quic - refused, 20);
 }
+
+/// A client that says to be at somebody else's address cannot have the server send there: not even if it answers
+/// all probes that it gets to see itself.
+#[test]
+fn an_address_that_never_answered_gets_no_more_than_three_times_what_came_from_it() {
+    let mut world = World::new(&Options::default());
+    let painter = world.join(0, ClientOptions::painter());
+    let liar = world.join(0, ClientOptions::default());
+    let (home, elsewhere, claimed) =
+        (world.clients[liar].link.local_addr(), world.fresh_address(), world.fresh_address());
+    let mut victim = world.net.client(claimed, 0);
+    let many: Vec<_> = (0..200).map(|n| pixel(n % 200, n / 2, 5)).collect();
+    let mut liar = world.clients.remove(liar);
+    let (mut came, mut went) = (0, 0);
+    for round in 0..4 {
+        // From another real address, too, and then at home: what QUIC asks of the claimed one must not go there.
+        for address in [claimed, elsewhere, home] {
+            let before = liar.quic.stats().sent_bytes;
+            liar.link.rebind(address, 0);
+            liar.paint(&many);
+            liar.step();
+            came += if address == claimed { liar.quic.stats().sent_bytes - before } else { 0 };
+        }
+        victim.rebind(claimed, 0);
+        for n in 0..60 {
+            world.clients[painter].paint(&many);
+            world.run(Duration::from_millis(20));
+            if n < 50 {
+                liar.step();
+            } else if n == 50 {
+                let before = liar.quic.stats().sent_bytes;
+                liar.link.rebind(claimed, 0);
+                liar.paint(&many);
+                liar.step();
+                came += liar.quic.stats().sent_bytes - before;
+                victim.rebind(claimed, 0);
+            }
+            went += std::iter::from_fn(|| victim.recv()).map(|(_, packet)| packet.len() as u64).sum::<u64>();
+        }
+        assert!(went <= 3 * came, "round {round}: {came} bytes came from it, {went} went there");
+    }
+    assert!(went > 0, "it was probed");
+}
