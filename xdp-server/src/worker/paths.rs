@@ -36,7 +36,7 @@ pub struct Paths {
     other: Option<Way>,
     /// QUIC uses a path that it has not validated.
     moving: Option<Moving>,
-    /// Validations that failed.
+    /// Validations that failed, or that the client did not wait for.
     failures: u32,
     /// There has been another path.
     has_moved: bool,
@@ -81,7 +81,7 @@ impl Way {
     }
 }
 
-/// How many validations had failed when a name was given.
+/// How many paths had come to nothing when a name was given.
 fn attempt(name: SocketAddr) -> u32 {
     match name {
         SocketAddr::V4(_) => 0,
@@ -159,6 +159,12 @@ impl Paths {
         self.follow(quic);
         let in_use = quic.path_stats().find(|path| path.active).map(|path| path.peer_addr);
         let to = in_use.filter(|name| *name != self.current.name);
+        if let Some(Moving { to: Way { name, .. }, .. }) = self.moving
+            && name != self.current.name
+            && to != Some(name)
+        {
+            self.fail(name); // left before it was proven
+        }
         let to = to.and_then(|name| self.ways().find(|way| way.name == name));
         self.moving = to.map(|to| match self.moving {
             Some(moving) if moving.to.name == to.name && moving.probe > now => Moving { to, ..moving },
@@ -213,8 +219,9 @@ impl Paths {
         (name != left).then_some(left)
     }
 
-    /// Notes that QUIC gave up the path of this name. If it is the one in use, [`migrate`](Self::migrate) is
-    /// told next what it uses instead.
+    /// Notes that the path of this name came to nothing: QUIC gave it up, or uses another although this one was
+    /// not proven. What was sent by it can be asked about from now on, since its name is never used again. If
+    /// QUIC gave up the one in use, [`migrate`](Self::migrate) is told next what it uses instead.
     fn fail(&mut self, name: SocketAddr) {
         self.failures += 1;
         self.moving = self.moving.filter(|moving| moving.to.name != name);
@@ -242,8 +249,8 @@ impl Paths {
         }
     }
 
-    /// True if QUIC may send by `path`: it is known where to, or it was proven to be the client's, or it
-    /// failed, and its name is of no use to anybody any more.
+    /// True if QUIC may send by `path`: it is known where to, or it was proven to be the client's, or it came to
+    /// nothing, and its name is of no use to anybody any more.
     fn is_open(&self, quic: &Connection, path: &PathStats) -> bool {
         let name = path.peer_addr;
         self.ways().any(|way| way.name == name)

@@ -4,6 +4,8 @@ use crate::client::ClientOptions;
 use crate::pixel;
 use crate::world::{Options, World};
 use canvas::codec::tiles::TilesReason;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use std::time::Duration;
 use xdp_server::quic::config::PATHS;
 
@@ -60,6 +62,42 @@ fn what_was_under_way_when_a_client_moved_arrives() {
             .images
             .iter()
             .any(|(reason, tiles)| (*reason, tiles.as_slice()) == (TilesReason::Repair, &[0]))
+    });
+}
+
+/// A client that moves on before it has proven an address to be its own: what QUIC repeated there is lost, too.
+#[test]
+fn what_went_to_an_address_that_was_left_unproven_arrives() {
+    let mut world = World::new(&Options::default());
+    let painter = world.join(0, ClientOptions::painter());
+    let moving = world.join(0, ClientOptions::default());
+    let mut rng = StdRng::seed_from_u64(1);
+    for y in 0..64 {
+        let row: Vec<_> = (0..200).map(|x| pixel(x, y, rng.random_range(0..32))).collect();
+        world.clients[painter].paint(&row); // noise: an image of several packets
+    }
+    world.run(Duration::from_millis(100));
+    let (unproven, after) = (world.fresh_address(), world.fresh_address());
+    let mut client = world.clients.remove(moving);
+    client.mirror = None; // which would ask again
+    client.repair(&[(0, 0), (1, 0), (2, 0)]);
+    client.step();
+    world.run(Duration::from_millis(30));
+    // Of the image's ten packets, the first get lost, as the others show.
+    (0..6).for_each(|_| drop(client.link.recv().unwrap()));
+    client.link.rebind(unproven, 0);
+    for _ in 0..8 {
+        client.paint(&[pixel(0, 0, 1); 200]); // three times as many bytes may go there: QUIC does not give up
+    }
+    client.step();
+    world.run(Duration::from_millis(30));
+    let repeated = std::iter::from_fn(|| client.link.recv()).map(|(_, packet)| packet.len()).sum::<usize>();
+    assert!(repeated > 3000, "{repeated} bytes: a probe, and what was lost, which is lost again");
+    client.link.rebind(after, 0);
+    world.clients.push(client);
+    world.until("the image", |world| {
+        let images = &world.clients[moving].images;
+        images.iter().any(|(reason, tiles)| *reason == TilesReason::Repair && *tiles == [0, 1, 2])
     });
 }
 
