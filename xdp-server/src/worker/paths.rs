@@ -3,15 +3,26 @@
 //! Owns the names by which QUIC knows a client's addresses, and with them all that has to do with moving:
 //! probing, following, and what goes where.
 
-use crate::net::Path;
+use crate::net::{MAX_TX_PAYLOAD, Path};
 use crate::quic::config::{Connection, PATHS};
 use quiche::{PathEvent, PathStats};
 use std::net::{SocketAddr, SocketAddrV6};
 use std::time::{Duration, Instant};
 
-/// Time after which a client that moved is probed again, if the last probe was not answered. quiche does so when a probe is lost, but not when the answer is, which nobody repeats. Less than
-/// the round trip costs a packet more; more keeps the client without diffs for longer.
+/// Time after which a client that moved is probed again, if the last probe was not answered. quiche does so when a
+/// probe is lost, but not when the answer is, which nobody repeats. Less than the round trip costs a packet more;
+/// more keeps the client without diffs for longer.
 const PROBE_AGAIN: Duration = Duration::from_millis(100);
+
+/// Packets to an address that is not proven are filled by quiche, up to what may be sent there: three times what
+/// came from there (RFC 9000, section 8). The first one would use that up, and if it or its answer were lost the
+/// client could not be asked again. So they are no larger than this, in bytes: enough for a probe, an
+/// acknowledgement of a few ranges, and IDs of any length.
+const PROBE_SIZE: usize = 64;
+
+/// Each so many probes one is as large as it may be. An answer to a small probe proves the address, but not that
+/// full packets get there; those who do not fill their answers, as RFC 9000 wants it, would be asked no more.
+const FULL_PROBE: u8 = 4;
 
 /// The two network paths of a connection that matter: the one in use, and the one that a packet last came
 /// from otherwise (a NAT that rebinds, a client that probes).
@@ -25,8 +36,8 @@ const PROBE_AGAIN: Duration = Duration::from_millis(100);
 /// What was under way on a path when the client left it is lost, and quiche finds that out from later packets
 /// of the same path alone. So left paths are used once more, by packets that go where the client is now: see
 /// [`others`](Self::others). A path that nobody has answered on is not one that was left: what is asked on it must
-/// not be answered from elsewhere, or anybody's address could be proven. And left to itself quiche sends nothing at all while it wants to probe a path that
-/// it gave up, so that it is always told which path to use.
+/// not be answered from elsewhere, or anybody's address could be proven. And left to itself quiche sends nothing
+/// at all while it wants to probe a path that it gave up, so that it is always told which path to use.
 ///
 /// QUIC's table of paths has [`PATHS`] places and forgets none. It ignores packets from one address more, so
 /// that such a client would be deaf: see [`Arrival::Homeless`].
@@ -51,6 +62,8 @@ struct Moving {
     to: Way,
     /// When that is to be probed again.
     probe: Instant,
+    /// How often it was probed again.
+    probes: u8,
 }
 
 /// A path, and how it is called in QUIC.
@@ -169,10 +182,12 @@ impl Paths {
         self.moving = to.map(|to| match self.moving {
             Some(moving) if moving.to.name == to.name && moving.probe > now => Moving { to, ..moving },
             before => {
-                if before.is_some_and(|moving| moving.to.name == to.name) {
+                let before = before.filter(|moving| moving.to.name == to.name);
+                if before.is_some() {
                     let _ = quic.probe_path(to.path.local, to.name);
                 }
-                Moving { to, probe: now + PROBE_AGAIN }
+                let probes = before.map_or(0, |moving| moving.probes.wrapping_add(1));
+                Moving { to, probe: now + PROBE_AGAIN, probes }
             }
         });
     }
@@ -235,6 +250,18 @@ impl Paths {
     /// The path that QUIC is to send by; `None`: there has been only one.
     pub fn in_use(&self) -> Option<SocketAddr> {
         self.has_moved.then_some(self.moving.map_or(self.current.name, |moving| moving.to.name))
+    }
+
+    /// The largest packet that QUIC is to make for the path in use, in bytes.
+    pub fn packet_size(&self, quic: &Connection) -> usize {
+        let Some(Moving { to, probes, .. }) = self.moving else { return MAX_TX_PAYLOAD };
+        let used = quic.path_stats().find(|path| path.peer_addr == to.name);
+        let left = used.map_or(0, |path| (3 * path.recv_bytes).saturating_sub(path.sent_bytes));
+        if left >= MAX_TX_PAYLOAD as u64 || probes % FULL_PROBE == FULL_PROBE - 1 {
+            MAX_TX_PAYLOAD
+        } else {
+            PROBE_SIZE
+        }
     }
 
     /// Paths that QUIC may have something to send by, besides the one in use: answers to a client that looks

@@ -79,7 +79,10 @@ impl Core {
                 return None;
             }
             let mut sent = match in_use {
-                Some(name) => conn.quic.send_on_path(room, local, Some(name)),
+                Some(name) => {
+                    let size = conn.paths.packet_size(&conn.quic).min(room.len());
+                    conn.quic.send_on_path(&mut room[..size], local, Some(name))
+                }
                 None => conn.quic.send(room),
             };
             while let (Err(quiche::Error::Done), Some(name)) = (&sent, others.last()) {

@@ -78,6 +78,10 @@ pub struct Client {
     pub packets: (u64, u64),
     /// The last packet sent.
     pub last_sent: Vec<u8>,
+    /// What it sends is lost.
+    pub mute: bool,
+    /// QUIC's timers do not run: it says nothing but answers.
+    pub patient: bool,
     options: ClientOptions,
     said_hello: bool,
     inbox: Vec<u8>,
@@ -124,6 +128,8 @@ impl Client {
             images: Vec::new(),
             packets: (0, 0),
             last_sent: Vec::new(),
+            mute: false,
+            patient: false,
             said_hello: !options.hello,
             options,
             inbox: Vec::new(),
@@ -215,7 +221,7 @@ impl Client {
             let to = self.quic_address();
             let _ = self.quic.recv(&mut packet, quiche::RecvInfo { from, to });
         }
-        if self.quic.timeout().is_some_and(|left| left.is_zero()) {
+        if !self.patient && self.quic.timeout().is_some_and(|left| left.is_zero()) {
             self.quic.on_timeout();
         }
         // As real clients do: a server that lost its way to a client finds it again by what the client sends.
@@ -239,7 +245,9 @@ impl Client {
         let mut packet = [0; 1350];
         while let Ok((len, _)) = self.quic.send(&mut packet) {
             self.packets.0 += 1;
-            self.link.send(&packet[..len]);
+            if !self.mute {
+                self.link.send(&packet[..len]);
+            }
             self.last_sent = packet[..len].to_vec();
         }
     }

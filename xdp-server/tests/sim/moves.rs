@@ -101,6 +101,30 @@ fn what_went_to_an_address_that_was_left_unproven_arrives() {
     });
 }
 
+/// Nobody repeats the answer to a probe, and a client that then has nothing to say does not help: the server has to
+/// ask again, with the few bytes that it may send to an address that is not proven.
+#[test]
+fn a_client_whose_answer_to_a_probe_was_lost_is_asked_again() {
+    let mut world = World::new(&Options::default());
+    let painter = world.join(0, ClientOptions::painter());
+    let moving = world.join(0, ClientOptions { keep_alive: false, ..ClientOptions::default() });
+    let address = world.fresh_address();
+    let mut client = world.clients.remove(moving);
+    client.link.rebind(address, 0);
+    client.patient = true;
+    client.paint(&[pixel(0, 0, 1)]);
+    client.step();
+    world.run(Duration::from_millis(20));
+    client.mute = true;
+    client.step();
+    client.mute = false;
+    world.clients.push(client);
+    world.clients[painter].paint(&[pixel(9, 9, 7)]);
+    world.until("the pixel at the client's new address", |world| {
+        world.clients[moving].mirror.as_ref().and_then(|mirror| mirror.pixel(9, 9)) == Some(7)
+    });
+}
+
 /// A silent client cannot say that it is still there: whatever comes from elsewhere in its name, late or sent
 /// again by somebody who saw it, must not hold up what it is to get.
 #[test]
