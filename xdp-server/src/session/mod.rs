@@ -102,6 +102,8 @@ pub struct Session {
     paused: bool,
     outbox: Outbox,
     images: Images,
+    /// QUIC got stream data that [`take_streamed`](Session::take_streamed) has not told of.
+    streamed: bool,
 }
 
 impl Session {
@@ -123,6 +125,7 @@ impl Session {
             paused: false,
             outbox: Outbox::default(),
             images: Images::default(),
+            streamed: false,
         }
     }
 
@@ -160,6 +163,7 @@ impl Session {
         ctx: &mut Context,
         now: Instant,
     ) -> Result<Option<Duration>, Close> {
+        self.streamed |= !self.outbox.is_empty() || !self.images.is_idle();
         // Control frames first: WELCOME tells the client what the images are of.
         if !self.outbox.is_empty() && self.outbox.flush(quic).is_err() {
             return Err(Close::violation("control stream stopped"));
@@ -222,7 +226,13 @@ impl Session {
         if self.datagrams || self.outbox.is_empty() {
             return Ok(());
         }
+        self.streamed = true;
         self.outbox.flush(quic).map_err(|_| Close::violation("control stream stopped"))
+    }
+
+    /// True if QUIC was given stream data since the last call.
+    pub fn take_streamed(&mut self) -> bool {
+        std::mem::take(&mut self.streamed)
     }
 
     /// Queues one server datagram payload. `false`: there is no room for it.

@@ -19,6 +19,11 @@ const ACK_PACKETS: u8 = 32;
 /// full packets get more than the ACK for each second one that RFC 9000 (section 13.2.2) recommends.
 const ACK_BYTES: u16 = MAX_TX_PAYLOAD as u16;
 
+/// Timers of QUIC's that fire later than this are not about packets under way: a probe timeout with a round trip of
+/// a second takes 3 s (RFC 9002, section 6.2.1). With an idle timeout of less, packets are asked for that are not
+/// there; larger values do that for more clients.
+const LOSS_TIMERS: Duration = Duration::from_secs(3);
+
 /// Where a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
@@ -78,6 +83,19 @@ impl AckClock {
     }
 }
 
+/// Stream data that QUIC may have to send. A packet of quiche's holds that of one stream only, and none beside
+/// datagrams, and nothing says how much is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamData {
+    /// There may be some.
+    Waiting,
+    /// There is none until QUIC will have lost more packets than this.
+    UnderWay(usize),
+    /// There is none, and none that could be lost. A state of its own, since QUIC's count of losses is in a cache
+    /// line that nothing else needs.
+    Settled,
+}
+
 /// See the [module](self). Its layout is what `ahead` counts on: lines of quiche's connection are cache lines.
 #[repr(C, align(64))]
 pub struct Conn {
@@ -99,6 +117,8 @@ pub struct Conn {
     pub subscriber: Option<u32>,
     /// Serial number of its next connection ID.
     pub next_serial: u32,
+    /// What QUIC may have to send besides what fits one packet.
+    pub streams: StreamData,
     /// A timer of QUIC's fired: it may have probes to send, several small packets in a row.
     pub probing: bool,
     /// The client has retired connection IDs: later packets may still carry one.
@@ -133,10 +153,27 @@ impl Conn {
             queued: false,
             subscriber: None,
             next_serial: 1,
+            streams: StreamData::Waiting,
             probing: false,
             retired_ids: false,
             initial,
             since: now,
+        }
+    }
+
+    /// True if QUIC has no stream data to send.
+    pub fn is_drained(&mut self, now: Instant) -> bool {
+        match self.streams {
+            StreamData::Waiting => false,
+            StreamData::Settled => true,
+            StreamData::UnderWay(lost) => {
+                let none_lost = self.quic.stats().lost == lost;
+                // Only the idle timer runs: everything was acknowledged.
+                if none_lost && self.quic.timeout_instant().is_none_or(|due| due > now + LOSS_TIMERS) {
+                    self.streams = StreamData::Settled;
+                }
+                none_lost
+            }
         }
     }
 }

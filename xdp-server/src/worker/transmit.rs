@@ -1,6 +1,6 @@
 //! From connections to packets; timers; closing.
 
-use super::conn::{Conn, Life};
+use super::conn::{Conn, Life, StreamData};
 use super::receive::HANDSHAKE_LIMIT;
 use super::{Core, SEND_BUDGET, TIMER_BUDGET};
 use crate::net::{MAX_TX_PAYLOAD, PacketIo};
@@ -67,13 +67,18 @@ impl Core {
             self.update_subscription(slot); // frames that had to wait may have been obeyed now
         }
         let Some(conn) = self.table.get_mut(slot) else { return false };
-        let (mut packets, mut failed, mut emptied) = (0, false, false);
+        let (mut packets, mut failed, mut short, mut emptied) = (0, false, false, false);
+        if conn.session.take_streamed() {
+            conn.streams = StreamData::Waiting;
+        }
+        let drained = conn.is_drained(now);
         // Another path may have packets of its own to send, a probe its double, and those of a handshake are
         // padded.
         let probing = std::mem::take(&mut conn.probing);
         let (local, in_use) = (Some(conn.paths.current().local), conn.paths.in_use());
         let mut others = conn.paths.others(&conn.quic, probing);
-        let simple = conn.life == Life::Open && others.is_empty() && !probing && !conn.paths.is_moving();
+        let simple =
+            conn.life == Life::Open && drained && others.is_empty() && !probing && !conn.paths.is_moving();
         let sent = io.send(&mut |room| {
             if packets == TRAIN || emptied {
                 return None;
@@ -94,12 +99,19 @@ impl Core {
             match sent {
                 Ok((len, info)) => {
                     packets += 1;
-                    // quiche fills a packet with all it has: one with room left is the last. Asking it to find
-                    // nothing costs a third of a packet.
-                    emptied = simple && len <= SHORT && conn.quic.dgram_send_queue_len() == 0;
+                    short = len <= SHORT;
+                    // quiche fills a packet with all that may be in it: one with room left is the last. Asking it
+                    // to find nothing costs a third of a packet.
+                    emptied = simple && short && conn.quic.dgram_send_queue_len() == 0;
                     Some((len, conn.paths.to(info.to)))
                 }
-                Err(quiche::Error::Done) => None,
+                Err(quiche::Error::Done) => {
+                    // Unless it was the congestion window that had no room left.
+                    if short && conn.quic.dgram_send_queue_len() == 0 {
+                        conn.streams = StreamData::UnderWay(conn.quic.stats().lost);
+                    }
+                    None
+                }
                 Err(_) => {
                     failed = true;
                     None

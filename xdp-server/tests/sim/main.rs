@@ -41,6 +41,26 @@ fn a_pixel_comes_back_to_its_painter_and_to_others() {
     assert_eq!(diffs(painter), diffs(watcher), "the same view gets the same bytes");
 }
 
+/// A packet of QUIC's holds data of one stream, or datagrams. What answers come on several streams must not wait for
+/// each other, let alone for the next reason to send.
+#[test]
+fn answers_on_two_streams_leave_together() {
+    let mut world = World::new(&Options::default());
+    let asking = world.join(0, ClientOptions::default());
+    world.run(Duration::from_millis(300)); // nothing is under way, and QUIC has said so
+    world.clients[asking].frame(&ClientFrame::Ping(7));
+    world.clients[asking].repair(&[(0, 0)]);
+    world.clients[asking].step();
+    let now = Instant::now();
+    for _ in 0..3 {
+        world.workers[0].turn(now, &mut |_| false); // no timer of later fires
+    }
+    world.clients[asking].step();
+    let client = &world.clients[asking];
+    assert_eq!(client.pongs, [7]);
+    assert_eq!(client.images.last(), Some(&(TilesReason::Repair, vec![0])));
+}
+
 /// The test ladder's second rung: two workers, loss of 5%, duplicates, reordering, late joiners, both ways of
 /// painting; at the end every mirror is the canvas and every frame was acknowledged once.
 #[test]
