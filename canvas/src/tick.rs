@@ -67,13 +67,24 @@ impl Tick {
         payload.finish(&mut emit);
     }
 
-    /// Calls `emit` with each VERSIONS payload, at most [`MAX_DATAGRAM_PAYLOAD`] bytes, that a client with
-    /// this view gets; in most ticks there is none. They follow the diffs.
-    pub fn pack_versions(&self, view: &TileRect, mut emit: impl FnMut(&[u8])) {
-        let mut payload = Payload::new(versions_header(self.number));
-        view.visit(&self.versions, |entry| entry.tile, |entry| payload.put(&entry.to_wire(), &mut emit));
-        payload.finish(&mut emit);
+    /// What it announces, ascending by tile; in most ticks nothing.
+    pub fn versions(&self) -> &[TileVersion] {
+        &self.versions
     }
+
+    /// Calls `emit` with each VERSIONS payload that a client with this view gets; in most ticks there is none. They
+    /// follow the diffs.
+    pub fn pack_versions(&self, view: &TileRect, emit: impl FnMut(&[u8])) {
+        pack_versions(self.number, &self.versions, view, emit);
+    }
+}
+
+/// Calls `emit` with VERSIONS payloads, at most [`MAX_DATAGRAM_PAYLOAD`] bytes each, of tick `number`, that name
+/// those of `versions`, ascending by tile, that are in `view`; not at all when none is.
+pub fn pack_versions(number: u32, versions: &[TileVersion], view: &TileRect, mut emit: impl FnMut(&[u8])) {
+    let mut payload = Payload::new(versions_header(number));
+    view.visit(versions, |entry| entry.tile, |entry| payload.put(&entry.to_wire(), &mut emit));
+    payload.finish(&mut emit);
 }
 
 impl RecordAt {

@@ -199,11 +199,7 @@ impl Session {
             ctx.stats.diffs_congested += lost;
         }
         // Versions first: they are small, and what brings a client back that lost records.
-        for payload in &what.versions {
-            if self.budget.spend(payload.len() as u64, now) && self.queue_payload(quic, payload) {
-                ctx.stats.versions_sent += 1;
-            }
-        }
+        self.announce(quic, ctx, &what.versions, now);
         let count = what.diffs.len();
         // A client that cannot take a whole broadcast gets a different part of each.
         let start = if self.behind && count > 0 { what.tick as usize * 7 % count } else { 0 };
@@ -233,6 +229,24 @@ impl Session {
     /// True if QUIC was given stream data since the last call.
     pub fn take_streamed(&mut self) -> bool {
         std::mem::take(&mut self.streamed)
+    }
+
+    /// Queues VERSIONS payloads, as far as the client's budget and connection allow. `true`: any.
+    pub fn announce(
+        &mut self,
+        quic: &mut Connection,
+        ctx: &mut Context,
+        payloads: &[Rc<[u8]>],
+        now: Instant,
+    ) -> bool {
+        let mut any = false;
+        for payload in payloads {
+            if self.budget.spend(payload.len() as u64, now) && self.queue_payload(quic, payload) {
+                ctx.stats.versions_sent += 1;
+                any = true;
+            }
+        }
+        any
     }
 
     /// Queues one server datagram payload. `false`: there is no room for it.

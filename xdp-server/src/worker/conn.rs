@@ -1,5 +1,6 @@
 //! What a worker keeps of one connection.
 
+use super::announced::Hearing;
 use super::paths::Paths;
 use crate::net::{MAX_TX_PAYLOAD, Path};
 use crate::quic::config::Connection;
@@ -115,6 +116,8 @@ pub struct Conn {
     pub queued: bool,
     /// Its place in the list of subscribers, if it is there.
     pub subscriber: Option<u32>,
+    /// Whether it hears what is announced to subscribers.
+    pub hearing: Hearing,
     /// Serial number of its next connection ID.
     pub next_serial: u32,
     /// What QUIC may have to send besides what fits one packet.
@@ -152,6 +155,7 @@ impl Conn {
             acks: AckClock::default(),
             queued: false,
             subscriber: None,
+            hearing: Hearing::default(),
             next_serial: 1,
             streams: StreamData::Waiting,
             probing: false,

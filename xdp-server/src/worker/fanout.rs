@@ -4,6 +4,7 @@
 //! Subscribers are served in the order of a dense list, a bounded number each turn, so that a broadcast to
 //! 10,000 clients is spread over the tick and never holds up what they send.
 
+use super::announced::Announced;
 use crate::session::Broadcast;
 use canvas::Tick;
 use canvas::geometry::TileRect;
@@ -12,7 +13,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 /// The subscribers of a worker, and how far the present tick has got with them.
-#[derive(Default)]
 pub struct Fanout {
     /// Slots of the subscribers.
     subscribers: Vec<u32>,
@@ -21,9 +21,22 @@ pub struct Fanout {
     tick: Option<Arc<Tick>>,
     /// The present tick, as encoded for each view so far.
     views: HashMap<TileRect, Rc<Broadcast>>,
+    /// What this tick and those before it announced.
+    announced: Announced,
 }
 
 impl Fanout {
+    /// Without subscribers. What was announced is remembered for `keep` ticks.
+    pub fn new(keep: u32) -> Self {
+        Self {
+            subscribers: Vec::new(),
+            served: 0,
+            tick: None,
+            views: HashMap::new(),
+            announced: Announced::new(keep),
+        }
+    }
+
     /// Number of subscribers.
     pub fn len(&self) -> usize {
         self.subscribers.len()
@@ -39,6 +52,7 @@ impl Fanout {
         debug_assert!(self.tick.is_none());
         self.served = 0;
         self.views.clear();
+        self.announced.note(tick.number(), tick.versions());
         self.tick = Some(tick);
     }
 
@@ -63,6 +77,16 @@ impl Fanout {
     pub fn broadcast(&mut self, view: TileRect) -> Rc<Broadcast> {
         let Some(tick) = &self.tick else { return Rc::default() };
         self.views.entry(view).or_insert_with(|| Rc::new(encode(tick, &view))).clone()
+    }
+
+    /// The present tick's number, if it announces versions.
+    pub fn announces(&self) -> Option<u32> {
+        self.tick.as_ref().filter(|tick| !tick.versions().is_empty()).map(|tick| tick.number())
+    }
+
+    /// VERSIONS payloads with what was announced to `view` since tick `since`.
+    pub fn announced(&self, since: u32, view: TileRect) -> Vec<Rc<[u8]>> {
+        self.announced.since(since, &view)
     }
 
     /// Adds a subscriber; returns its place. It gets the next tick, and perhaps the present one.

@@ -17,6 +17,7 @@
 //! - `receive`: from a packet to its connection; accepting, refusing, resetting
 //! - `newcomers`: new connections, a few each turn
 //! - `fanout`: one tick to all subscribers
+//! - `announced`: what those missed who were out of reach
 //! - `heap`: memory of connections that are gone
 //! - `paths`: clients that move
 //! - `regime`: where the time goes
@@ -24,6 +25,7 @@
 //! - `transmit`: from connections to packets; timers; closing
 
 mod ahead;
+mod announced;
 pub mod conn;
 mod fanout;
 mod heap;
@@ -224,6 +226,8 @@ impl<I: PacketIo> Worker<I> {
         getrandom::fill(&mut epoch).map_err(|e| format!("no randomness from the kernel: {e}"))?;
         let slots = parts.max_connections + REFUSAL_SLOTS;
         let paint_room = parts.link.paints.buffer().capacity() / 2;
+        // Ticks; the number of a tick has 32 bits.
+        let silence = parts.quic.idle_timeout.as_millis() / u128::from(parts.session.tick_ms.max(1));
         let core = Core {
             index: parts.link.index,
             codec: CidCodec::new(&parts.connection_id_key),
@@ -237,7 +241,7 @@ impl<I: PacketIo> Worker<I> {
             ready: VecDeque::with_capacity(slots as usize),
             stateless: VecDeque::new(),
             newcomers: Newcomers::default(),
-            fanout: Fanout::default(),
+            fanout: Fanout::new(silence as u32),
             ahead: Ahead::new(parts.quic.plans),
             due: Vec::with_capacity(TIMER_BUDGET),
             drain: None,
@@ -484,10 +488,14 @@ impl Core {
             let Ok(tick) = self.ctx.link.ticks.pop() else { return false };
             self.fanout.start(tick);
         }
+        let announces = self.fanout.announces();
         for _ in 0..SEND_BUDGET {
             let Some(slot) = self.fanout.next_subscriber() else { break };
             self.ahead.send(|steps| self.fanout.after(steps), &mut self.table);
             let Some(conn) = self.table.get_mut(slot) else { continue };
+            if let Some(tick) = announces {
+                conn.hearing.announce(tick);
+            }
             if conn.paths.is_moving() {
                 continue; // what it misses, VERSIONS tell it, and REPAIR brings
             }

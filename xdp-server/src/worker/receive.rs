@@ -277,6 +277,9 @@ impl Core {
         if conn.quic.is_draining() {
             return self.leave(slot);
         }
+        if conn.hearing.is_waiting() && !conn.paths.is_moving() {
+            self.tell_missed(slot, now);
+        }
         match self.serve_session(slot, now) {
             Ok(answer) if answer || elsewhere => self.make_ready(slot),
             Ok(_) => {
@@ -303,6 +306,19 @@ impl Core {
         self.ctx.stats.moved_too_often += 1;
         self.leave(slot);
         self.make_ready(slot);
+    }
+
+    /// The client of `slot` was heard of: tells it what was announced while it was out of reach.
+    fn tell_missed(&mut self, slot: u32, now: Instant) {
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        let Some(since) = conn.hearing.heard(now) else { return };
+        if !conn.session.is_subscriber() {
+            return;
+        }
+        let payloads = self.fanout.announced(since, conn.session.view());
+        if conn.session.announce(&mut conn.quic, &mut self.ctx, &payloads, now) {
+            self.make_ready(slot);
+        }
     }
 
     /// Lets the session of `slot` read what QUIC has for it. `true`: there is something to send now, not just

@@ -194,3 +194,27 @@ fn an_address_that_never_answered_gets_no_more_than_three_times_what_came_from_i
     }
     assert!(went > 0, "it was probed");
 }
+
+/// Somebody who is out of reach for longer than a tile is announced, with the same address or with another one, is
+/// told when he is back.
+#[test]
+fn who_missed_all_announcements_of_a_tile_is_told_when_heard_again() {
+    let mut world = World::new(&Options::default());
+    let painter = world.join(0, ClientOptions::painter());
+    let away = [(); 2].map(|()| world.join(0, ClientOptions::default()));
+    let address = world.fresh_address();
+    world.run(Duration::from_millis(100));
+    let mut gone = [world.clients.pop().unwrap(), world.clients.pop().unwrap()];
+    world.clients[painter].paint(&[pixel(100, 100, 7)]);
+    world.run(Duration::from_millis(4500)); // the diff, and three VERSIONS, a second apart
+    for client in &mut gone {
+        while client.link.recv().is_some() {}
+    }
+    gone[1].link.rebind(address, 0);
+    world.clients.extend(gone);
+    world.until("the pixel at those who were away", |world| {
+        away.iter().all(|client| {
+            world.clients[*client].mirror.as_ref().and_then(|mirror| mirror.pixel(100, 100)) == Some(7)
+        })
+    });
+}
