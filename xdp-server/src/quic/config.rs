@@ -259,11 +259,12 @@ mod tests {
         let id = quiche::ConnectionId::from_ref(&[1; 8]);
         let mut client = quiche::connect(None, &id, address(1), address(2), &mut config).unwrap();
         let mut packet = [0; 1500];
-        let (len, info) = client.send(&mut packet).unwrap();
         let config = &mut worker.config;
         let mut server: Connection =
             quiche::accept_with_buf_factory(&id, None, address(2), address(1), config).unwrap();
-        server.recv(&mut packet[..len], quiche::RecvInfo { from: info.from, to: info.to }).unwrap();
+        while let Ok((len, info)) = client.send(&mut packet) {
+            server.recv(&mut packet[..len], quiche::RecvInfo { from: info.from, to: info.to }).unwrap();
+        }
         server.send(&mut packet).unwrap();
         let repeated = server.timeout().unwrap();
         assert!(repeated <= 3 * INITIAL_RTT, "{repeated:?}");
