@@ -7,7 +7,7 @@
 
 use canvas::codec::TileVersion;
 use canvas::geometry::TileRect;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -25,12 +25,17 @@ pub struct Announced {
     keep: u32,
     /// The tick of the newest announcement.
     newest: u32,
+    /// What [`since`](Self::since) returned: those whom one fault of the network cut off ask for the same.
+    told: HashMap<(u32, TileRect), Payloads>,
 }
+
+/// Payloads, shared by all who are sent them.
+type Payloads = Rc<[Rc<[u8]>]>;
 
 impl Announced {
     /// Keeps what is announced for `keep` ticks. Each tile takes some 20 bytes.
     pub fn new(keep: u32) -> Self {
-        Self { tiles: BTreeMap::new(), keep, newest: 0 }
+        Self { tiles: BTreeMap::new(), keep, newest: 0, told: HashMap::new() }
     }
 
     /// Notes what is announced in `tick`.
@@ -39,19 +44,24 @@ impl Announced {
             return;
         }
         self.newest = tick;
+        self.told.clear();
         self.tiles.retain(|_, (_, at)| tick.wrapping_sub(*at) <= self.keep);
         self.tiles.extend(versions.iter().map(|entry| (entry.tile, (entry.version, tick))));
     }
 
     /// VERSIONS payloads with all that was announced to `view` in tick `since` and later.
-    pub fn since(&self, since: u32, view: &TileRect) -> Vec<Rc<[u8]>> {
-        // Tick numbers wrap.
-        let later = self.tiles.iter().filter(|(_, (_, at))| at.wrapping_sub(since).cast_signed() >= 0);
-        let entries: Vec<_> =
-            later.map(|(tile, (version, _))| TileVersion { tile: *tile, version: *version }).collect();
-        let mut payloads = Vec::new();
-        canvas::tick::pack_versions(self.newest, &entries, view, |payload| payloads.push(payload.into()));
-        payloads
+    pub fn since(&mut self, since: u32, view: TileRect) -> Payloads {
+        let Self { tiles, newest, told, .. } = self;
+        let tell = || {
+            // Tick numbers wrap.
+            let later = tiles.iter().filter(|(_, (_, at))| at.wrapping_sub(since).cast_signed() >= 0);
+            let entries: Vec<_> =
+                later.map(|(tile, (version, _))| TileVersion { tile: *tile, version: *version }).collect();
+            let mut payloads = Vec::new();
+            canvas::tick::pack_versions(*newest, &entries, &view, |payload| payloads.push(payload.into()));
+            payloads.into()
+        };
+        told.entry((since, view)).or_insert_with(tell).clone()
     }
 }
 
@@ -127,15 +137,15 @@ mod tests {
         let entry = |tile, version| TileVersion { tile, version };
         announced.note(first, &[entry(0, 3), entry(7, 1)]);
         announced.note(first.wrapping_add(20), &[entry(0, 4), entry(399, 9)]);
-        assert_eq!(entries(&announced.since(first, &all)), [(0, 4), (7, 1), (399, 9)]);
-        assert_eq!(entries(&announced.since(first, &corner)), [(0, 4)]);
-        assert_eq!(entries(&announced.since(first.wrapping_add(1), &all)), [(0, 4), (399, 9)]);
-        assert!(announced.since(first.wrapping_add(21), &all).is_empty());
+        assert_eq!(entries(&announced.since(first, all)), [(0, 4), (7, 1), (399, 9)]);
+        assert_eq!(entries(&announced.since(first, corner)), [(0, 4)]);
+        assert_eq!(entries(&announced.since(first.wrapping_add(1), all)), [(0, 4), (399, 9)]);
+        assert!(announced.since(first.wrapping_add(21), all).is_empty());
         announced.note(first.wrapping_add(60), &[entry(8, 1)]);
-        assert_eq!(entries(&announced.since(first, &all)), [(0, 4), (8, 1), (399, 9)], "7 is forgotten");
+        assert_eq!(entries(&announced.since(first, all)), [(0, 4), (8, 1), (399, 9)], "7 is forgotten");
         let many: Vec<_> = (0..400).map(|tile| entry(tile, 5)).collect();
         announced.note(first.wrapping_add(70), &many);
-        let payloads = announced.since(first, &all);
+        let payloads = announced.since(first, all);
         assert!(payloads.len() > 1 && payloads.iter().all(|payload| payload.len() <= 1100));
         assert_eq!(entries(&payloads), many.iter().map(|e| (e.tile, e.version)).collect::<Vec<_>>());
     }

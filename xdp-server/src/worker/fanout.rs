@@ -85,8 +85,8 @@ impl Fanout {
     }
 
     /// VERSIONS payloads with what was announced to `view` since tick `since`.
-    pub fn announced(&self, since: u32, view: TileRect) -> Vec<Rc<[u8]>> {
-        self.announced.since(since, &view)
+    pub fn announced(&mut self, since: u32, view: TileRect) -> Rc<[Rc<[u8]>]> {
+        self.announced.since(since, view)
     }
 
     /// Adds a subscriber; returns its place. It gets the next tick, and perhaps the present one.

@@ -77,15 +77,16 @@ impl Core {
         let probing = std::mem::take(&mut conn.probing);
         let (local, in_use) = (Some(conn.paths.current().local), conn.paths.in_use());
         let mut others = conn.paths.others(&conn.quic, probing);
-        let simple =
-            conn.life == Life::Open && drained && others.is_empty() && !probing && !conn.paths.is_moving();
+        let (open, moving) = (conn.life == Life::Open, conn.paths.is_moving());
+        let simple = open && drained && others.is_empty() && !probing && !moving;
         let sent = io.send(&mut |room| {
             if packets == TRAIN || emptied {
                 return None;
             }
             let mut sent = match in_use {
                 Some(name) => {
-                    let size = conn.paths.packet_size(&conn.quic).min(room.len());
+                    let size = if open { conn.paths.packet_size(&conn.quic) } else { MAX_TX_PAYLOAD };
+                    let size = size.min(room.len());
                     conn.quic.send_on_path(&mut room[..size], local, Some(name))
                 }
                 None => conn.quic.send(room),
@@ -106,8 +107,8 @@ impl Core {
                     Some((len, conn.paths.to(info.to)))
                 }
                 Err(quiche::Error::Done) => {
-                    // Unless it was the congestion window that had no room left.
-                    if short && conn.quic.dgram_send_queue_len() == 0 {
+                    // Unless it was the congestion window that had no room left, or less may be sent there.
+                    if short && !moving && conn.quic.dgram_send_queue_len() == 0 {
                         conn.streams = StreamData::UnderWay(conn.quic.stats().lost);
                     }
                     None
