@@ -5,12 +5,15 @@
 //! 10,000 clients is spread over the tick and never holds up what they send.
 
 use super::announced::Announced;
+use super::conn::Life;
+use super::{Core, SEND_BUDGET};
 use crate::session::Broadcast;
 use canvas::Tick;
 use canvas::geometry::TileRect;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The subscribers of a worker, and how far the present tick has got with them.
 pub struct Fanout {
@@ -115,6 +118,59 @@ impl Fanout {
             moved[1] = Some((*slot, hole as u32));
         }
         moved.into_iter().flatten()
+    }
+}
+
+impl Core {
+    /// Hands the present tick to a few more subscribers.
+    pub fn fan_out(&mut self, now: Instant) -> bool {
+        // What is queued goes out first: fanning out further would only make it older.
+        if self.ready.len() >= 2 * SEND_BUDGET {
+            return false;
+        }
+        if !self.fanout.is_active() {
+            let Ok(tick) = self.ctx.link.ticks.pop() else { return false };
+            self.fanout.start(tick);
+        }
+        let announces = self.fanout.announces();
+        for _ in 0..SEND_BUDGET {
+            let Some(slot) = self.fanout.next_subscriber() else { break };
+            self.ahead.send(|steps| self.fanout.after(steps), &mut self.table);
+            let Some(conn) = self.table.get_mut(slot) else { continue };
+            if let Some(tick) = announces {
+                conn.hearing.announce(tick);
+            }
+            if conn.paths.is_moving() {
+                continue; // what it misses, VERSIONS tell it, and REPAIR brings
+            }
+            let what = self.fanout.broadcast(conn.session.view());
+            if what.diffs.is_empty() && what.versions.is_empty() {
+                continue;
+            }
+            match conn.session.broadcast(&mut conn.quic, &mut self.ctx, &what, now) {
+                Ok(()) => self.make_ready(slot),
+                Err(close) => self.close(slot, close),
+            }
+        }
+        true
+    }
+
+    /// Keeps the list of subscribers in step with what the session of `slot` wants.
+    pub fn update_subscription(&mut self, slot: u32) {
+        let Some(conn) = self.table.get_mut(slot) else { return };
+        let wanted = conn.life == Life::Open && conn.session.is_subscriber();
+        match conn.subscriber {
+            None if wanted => conn.subscriber = Some(self.fanout.add(slot)),
+            Some(place) if !wanted => {
+                conn.subscriber = None;
+                for (slot, place) in self.fanout.remove(place) {
+                    if let Some(moved) = self.table.get_mut(slot) {
+                        moved.subscriber = Some(place);
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 }
 

@@ -49,7 +49,7 @@ use ahead::Ahead;
 use canvas::codes::CloseCode;
 use canvas::palette::Palette;
 use canvas::tiles::TileReader;
-use conn::{Conn, Life};
+use conn::Conn;
 use fanout::Fanout;
 use heap::Heap;
 use newcomers::Newcomers;
@@ -478,39 +478,6 @@ impl Core {
         any
     }
 
-    /// Hands the present tick to a few more subscribers.
-    fn fan_out(&mut self, now: Instant) -> bool {
-        // What is queued goes out first: fanning out further would only make it older.
-        if self.ready.len() >= 2 * SEND_BUDGET {
-            return false;
-        }
-        if !self.fanout.is_active() {
-            let Ok(tick) = self.ctx.link.ticks.pop() else { return false };
-            self.fanout.start(tick);
-        }
-        let announces = self.fanout.announces();
-        for _ in 0..SEND_BUDGET {
-            let Some(slot) = self.fanout.next_subscriber() else { break };
-            self.ahead.send(|steps| self.fanout.after(steps), &mut self.table);
-            let Some(conn) = self.table.get_mut(slot) else { continue };
-            if let Some(tick) = announces {
-                conn.hearing.announce(tick);
-            }
-            if conn.paths.is_moving() {
-                continue; // what it misses, VERSIONS tell it, and REPAIR brings
-            }
-            let what = self.fanout.broadcast(conn.session.view());
-            if what.diffs.is_empty() && what.versions.is_empty() {
-                continue;
-            }
-            match conn.session.broadcast(&mut conn.quic, &mut self.ctx, &what, now) {
-                Ok(()) => self.make_ready(slot),
-                Err(close) => self.close(slot, close),
-            }
-        }
-        true
-    }
-
     /// Begins and advances the drain.
     fn follow_phase(&mut self, now: Instant) -> bool {
         if self.ctx.link.shared.phase() == Phase::Run {
@@ -550,24 +517,6 @@ impl Core {
         {
             conn.queued = true;
             self.ready.push_back(slot);
-        }
-    }
-
-    /// Keeps the list of subscribers in step with what the session of `slot` wants.
-    fn update_subscription(&mut self, slot: u32) {
-        let Some(conn) = self.table.get_mut(slot) else { return };
-        let wanted = conn.life == Life::Open && conn.session.is_subscriber();
-        match conn.subscriber {
-            None if wanted => conn.subscriber = Some(self.fanout.add(slot)),
-            Some(place) if !wanted => {
-                conn.subscriber = None;
-                for (slot, place) in self.fanout.remove(place) {
-                    if let Some(moved) = self.table.get_mut(slot) {
-                        moved.subscriber = Some(place);
-                    }
-                }
-            }
-            _ => {}
         }
     }
 }
