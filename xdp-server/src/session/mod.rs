@@ -231,22 +231,22 @@ impl Session {
         std::mem::take(&mut self.streamed)
     }
 
-    /// Queues VERSIONS payloads, as far as the client's budget and connection allow. `true`: any.
-    pub fn announce(
+    /// Queues VERSIONS payloads, as far as the client's budget and connection allow. Returns how many.
+    pub fn announce<'a>(
         &mut self,
         quic: &mut Connection,
         ctx: &mut Context,
-        payloads: &[Rc<[u8]>],
+        payloads: impl IntoIterator<Item = &'a Rc<[u8]>>,
         now: Instant,
-    ) -> bool {
-        let mut any = false;
+    ) -> usize {
+        let mut queued = 0;
         for payload in payloads {
             if self.budget.spend(payload.len() as u64, now) && self.queue_payload(quic, payload) {
-                ctx.stats.versions_sent += 1;
-                any = true;
+                queued += 1;
             }
         }
-        any
+        ctx.stats.versions_sent += queued as u64;
+        queued
     }
 
     /// Queues one server datagram payload. `false`: there is no room for it.

@@ -82,11 +82,6 @@ impl Fanout {
         self.views.entry(view).or_insert_with(|| Rc::new(encode(tick, &view))).clone()
     }
 
-    /// The present tick's number, if it announces versions.
-    pub fn announces(&self) -> Option<u32> {
-        self.tick.as_ref().filter(|tick| !tick.versions().is_empty()).map(|tick| tick.number())
-    }
-
     /// VERSIONS payloads with what was announced to `view` since tick `since`.
     pub fn announced(&mut self, since: u32, view: TileRect) -> Rc<[Rc<[u8]>]> {
         self.announced.since(since, view)
@@ -132,18 +127,17 @@ impl Core {
             let Ok(tick) = self.ctx.link.ticks.pop() else { return false };
             self.fanout.start(tick);
         }
-        let announces = self.fanout.announces();
         for _ in 0..SEND_BUDGET {
             let Some(slot) = self.fanout.next_subscriber() else { break };
             self.ahead.send(|steps| self.fanout.after(steps), &mut self.table);
             let Some(conn) = self.table.get_mut(slot) else { continue };
-            if let Some(tick) = announces {
-                conn.hearing.announce(tick);
+            let what = self.fanout.broadcast(conn.session.view());
+            if !what.versions.is_empty() {
+                conn.hearing.announce(what.tick);
             }
             if conn.paths.is_moving() {
                 continue; // what it misses, VERSIONS tell it, and REPAIR brings
             }
-            let what = self.fanout.broadcast(conn.session.view());
             if what.diffs.is_empty() && what.versions.is_empty() {
                 continue;
             }

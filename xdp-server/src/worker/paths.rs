@@ -18,11 +18,7 @@ const PROBE_AGAIN: Duration = Duration::from_millis(100);
 /// came from there (RFC 9000, section 8). The first one would use that up, and if it or its answer were lost the
 /// client could not be asked again. So they are no larger than this, in bytes: enough for a probe, an
 /// acknowledgement of a few ranges, and IDs of any length.
-const PROBE_SIZE: usize = 64;
-
-/// Each so many probes one is as large as it may be. An answer to a small probe proves the address, but not that
-/// full packets get there; those who do not fill their answers, as RFC 9000 wants it, would be asked no more.
-const FULL_PROBE: u8 = 4;
+pub const PROBE_SIZE: usize = 64;
 
 /// The two network paths of a connection that matter: the one in use, and the one that a packet last came
 /// from otherwise (a NAT that rebinds, a client that probes).
@@ -51,6 +47,8 @@ pub struct Paths {
     failures: u32,
     /// There has been another path.
     has_moved: bool,
+    /// All that is still to be said is good-bye: see [`end_at`](Self::end_at).
+    has_ended: bool,
     /// Other paths may have something to send since [`others`](Self::others) were asked for.
     ask_others: bool,
 }
@@ -62,14 +60,15 @@ struct Moving {
     to: Way,
     /// When that is to be probed again.
     probe: Instant,
-    /// How often it was probed again.
-    probes: u8,
 }
 
 /// A path, and how it is called in QUIC.
 #[derive(Clone, Copy, Debug)]
 struct Way {
     path: Path,
+    /// What QUIC knows it by: the server's address,
+    local: SocketAddr,
+    /// and the name of the client's.
     name: SocketAddr,
 }
 
@@ -86,7 +85,7 @@ impl Way {
                 SocketAddrV6::new(*peer.ip(), peer.port(), failures, peer.scope_id()).into()
             }
         };
-        Self { path: *path, name }
+        Self { path: *path, local: path.local, name }
     }
 
     fn leads_to(&self, path: &Path) -> bool {
@@ -124,6 +123,7 @@ impl Paths {
             moving: None,
             failures: 0,
             has_moved: false,
+            has_ended: false,
             ask_others: false,
         }
     }
@@ -155,12 +155,21 @@ impl Paths {
     /// The way along `path`, which is not the one in use.
     fn elsewhere(&self, path: &Path) -> Way {
         let known = self.ways().find(|way| way.leads_to(path));
-        known.map_or(Way::new(path, self.failures), |way| Way { path: *path, ..way })
+        // To another of the server's addresses: not to be taken for the one in use.
+        let attempt = self.failures + u32::from(Way::new(path, self.failures).name == self.current.name);
+        known.map_or(Way::new(path, attempt), |way| Way { path: *path, ..way })
     }
 
     /// Notes that an authentic packet came [`Elsewhere`](Arrival::Elsewhere), along `path`.
     pub fn moved(&mut self, quic: &mut Connection, path: &Path, now: Instant) {
-        self.other = Some(self.elsewhere(path));
+        let way = self.elsewhere(path);
+        if let Some(left) = self.other
+            && left.name != way.name
+            && quic.is_path_validated(left.local, left.name) != Ok(true)
+        {
+            self.failures += 1; // its answer would not be waited for: the name is dead
+        }
+        self.other = Some(way);
         (self.has_moved, self.ask_others) = (true, true);
         self.settle(quic, now);
     }
@@ -172,34 +181,24 @@ impl Paths {
         self.follow(quic);
         let in_use = quic.path_stats().find(|path| path.active).map(|path| path.peer_addr);
         let to = in_use.filter(|name| *name != self.current.name);
-        if let Some(Moving { to: Way { name, .. }, .. }) = self.moving
-            && name != self.current.name
-            && to != Some(name)
-        {
-            self.fail(name); // left before it was proven
-        }
         let to = to.and_then(|name| self.ways().find(|way| way.name == name));
         self.moving = to.map(|to| match self.moving {
             Some(moving) if moving.to.name == to.name && moving.probe > now => Moving { to, ..moving },
             before => {
-                let before = before.filter(|moving| moving.to.name == to.name);
-                if before.is_some() {
-                    let _ = quic.probe_path(to.path.local, to.name);
+                if before.is_some_and(|moving| moving.to.name == to.name) {
+                    let _ = quic.probe_path(to.local, to.name);
                 }
-                let probes = before.map_or(0, |moving| moving.probes.wrapping_add(1));
-                Moving { to, probe: now + PROBE_AGAIN, probes }
+                Moving { to, probe: now + PROBE_AGAIN }
             }
         });
     }
 
-    /// Has all that QUIC still sends go along `path`, whatever path it is meant for: the end of a connection
-    /// whose client is there.
+    /// Has the end of a connection whose client is at the end of `path`, where it has not proven to be, go there:
+    /// by the path that QUIC uses, and by no other, so that the good-bye is all that is sent.
     pub fn end_at(&mut self, path: &Path) {
         self.current.path = *path;
-        self.other = None;
-        if let Some(moving) = &mut self.moving {
-            moving.to.path = *path;
-        }
+        (self.other, self.moving) = (None, None);
+        self.has_ended = true;
     }
 
     /// Lets QUIC probe and follow a client that moved.
@@ -210,7 +209,7 @@ impl Paths {
                 // the same.
                 PathEvent::New(local, name) => drop(quic.probe_path(local, name)),
                 PathEvent::PeerMigrated(local, name) => {
-                    if let Some(left) = self.migrate(name) {
+                    if let Some((local, left)) = self.migrate(local, name) {
                         // An error means that it is closing.
                         let _ = quic.send_ack_eliciting_on_path(local, left);
                     }
@@ -223,20 +222,20 @@ impl Paths {
 
     /// Notes that QUIC uses the path of this name: where the client went, or, when another failed, any that was
     /// validated once. Returns the path that it used before.
-    fn migrate(&mut self, name: SocketAddr) -> Option<SocketAddr> {
-        let left = self.current.name;
+    fn migrate(&mut self, local: SocketAddr, name: SocketAddr) -> Option<(SocketAddr, SocketAddr)> {
+        let left = (self.current.local, self.current.name);
         match self.ways().find(|way| way.name == name) {
             Some(way) => self.current = way,
-            None => self.current.name = name,
+            None => (self.current.local, self.current.name) = (local, name),
         }
         self.other = self.other.filter(|other| other.name != name);
-        self.ask_others |= name != left;
-        (name != left).then_some(left)
+        self.ask_others |= name != left.1;
+        (name != left.1).then_some(left)
     }
 
-    /// Notes that the path of this name came to nothing: QUIC gave it up, or uses another although this one was
-    /// not proven. What was sent by it can be asked about from now on, since its name is never used again. If
-    /// QUIC gave up the one in use, [`migrate`](Self::migrate) is told next what it uses instead.
+    /// Notes that QUIC gave up the path of this name. What was sent by it can be asked about from now on, since
+    /// its name is never used again. If it is the one in use, [`migrate`](Self::migrate) is told next what QUIC
+    /// uses instead.
     fn fail(&mut self, name: SocketAddr) {
         self.failures += 1;
         self.moving = self.moving.filter(|moving| moving.to.name != name);
@@ -247,30 +246,32 @@ impl Paths {
         }
     }
 
-    /// The path that QUIC is to send by; `None`: there has been only one.
-    pub fn in_use(&self) -> Option<SocketAddr> {
-        self.has_moved.then_some(self.moving.map_or(self.current.name, |moving| moving.to.name))
+    /// The path that QUIC is to send by, the server's address first; `None`: there has been only one.
+    pub fn in_use(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let Way { local, name, .. } = self.moving.map_or(self.current, |moving| moving.to);
+        self.has_moved.then_some((local, name))
     }
 
-    /// The largest packet that QUIC is to make for the path in use, in bytes.
-    pub fn packet_size(&self, quic: &Connection) -> usize {
-        let Some(Moving { to, probes, .. }) = self.moving else { return MAX_TX_PAYLOAD };
-        let used = quic.path_stats().find(|path| path.peer_addr == to.name);
-        let left = used.map_or(0, |path| (3 * path.recv_bytes).saturating_sub(path.sent_bytes));
-        if left >= MAX_TX_PAYLOAD as u64 || probes % FULL_PROBE == FULL_PROBE - 1 {
-            MAX_TX_PAYLOAD
-        } else {
-            PROBE_SIZE
-        }
+    /// True if packets by the path in use must be no larger than [`PROBE_SIZE`], and one at a time, or nothing
+    /// would be left to ask again with.
+    pub fn is_cramped(&self, quic: &Connection) -> bool {
+        let Some(Moving { to, .. }) = self.moving else { return false };
+        let used = quic.path_stats().find(|path| (path.local_addr, path.peer_addr) == (to.local, to.name));
+        // quiche does not export the type. From its fourth state on the address is proven, and what is asked is
+        // whether full packets get there.
+        used.is_some_and(|path| {
+            let left = (3 * path.recv_bytes).saturating_sub(path.sent_bytes);
+            (path.validation_state as u8) < 3 && left < MAX_TX_PAYLOAD as u64
+        })
     }
 
     /// Paths that QUIC may have something to send by, besides the one in use: answers to a client that looks
     /// for a better path, and questions about what was under way on one that it left. `timer`: one of QUIC's
     /// fired.
-    pub fn others(&mut self, quic: &Connection, timer: bool) -> Vec<SocketAddr> {
-        if std::mem::take(&mut self.ask_others) || timer && self.has_moved {
+    pub fn others(&mut self, quic: &Connection, timer: bool) -> Vec<(SocketAddr, SocketAddr)> {
+        if (std::mem::take(&mut self.ask_others) || timer && self.has_moved) && !self.has_ended {
             let others = quic.path_stats().filter(|path| !path.active && self.is_open(quic, path));
-            others.map(|path| path.peer_addr).collect()
+            others.map(|path| (path.local_addr, path.peer_addr)).collect()
         } else {
             Vec::new()
         }
@@ -327,7 +328,7 @@ mod tests {
         let mut paths = Paths::new(&path(1));
         paths.other = Some(paths.elsewhere(&path(2)));
         assert_eq!((paths.to(path(1).peer), paths.to(path(2).peer)), (path(1), path(2)));
-        paths.migrate(path(2).peer);
+        paths.migrate(path(2).local, path(2).peer);
         assert_eq!(*paths.current(), path(2));
         assert_eq!(paths.to(path(1).peer), path(2), "where it is now");
         paths.other = Some(paths.elsewhere(&path(3)));
@@ -352,7 +353,7 @@ mod tests {
         paths.other = Some(paths.elsewhere(&path(3)));
         assert!(!names[..2].contains(&paths.elsewhere(&path(2)).name));
         paths.other = Some(paths.elsewhere(&path(2)));
-        assert_eq!(paths.migrate(names[2]), Some(path(1).peer));
+        assert_eq!(paths.migrate(path(2).local, names[2]), Some((path(1).local, path(1).peer)));
         assert_eq!((*paths.current(), paths.to(names[2])), (path(2), path(2)));
     }
 
@@ -361,10 +362,10 @@ mod tests {
         let mut paths = Paths::new(&path(1));
         for peer in [2, 3] {
             paths.other = Some(paths.elsewhere(&path(peer)));
-            paths.migrate(path(peer).peer);
+            paths.migrate(path(peer).local, path(peer).peer);
         }
         paths.fail(path(3).peer);
-        assert_eq!(paths.migrate(path(1).peer), Some(path(3).peer));
+        assert_eq!(paths.migrate(path(1).local, path(1).peer), Some((path(3).local, path(3).peer)));
         assert_eq!((*paths.current(), paths.current.name), (path(3), path(1).peer));
         assert_eq!(paths.to(path(1).peer), path(3), "that is where the client is");
         // The client is back where that name comes from: it has to prove it.

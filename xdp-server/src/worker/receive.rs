@@ -1,5 +1,6 @@
 //! From a packet to its connection: routing by connection ID, accepting, refusing, resetting.
 
+use super::announced::from_third;
 use super::conn::{Conn, Life, Owed};
 use super::paths::Arrival;
 use super::regime::Regime;
@@ -311,14 +312,16 @@ impl Core {
     /// The client of `slot` was heard of: tells it what was announced while it was out of reach.
     fn tell_missed(&mut self, slot: u32, now: Instant) {
         let Some(conn) = self.table.get_mut(slot) else { return };
-        let Some(since) = conn.hearing.heard(now) else { return };
+        let Some((since, third)) = conn.hearing.heard(now) else { return };
         if !conn.session.is_subscriber() {
             return;
         }
         let payloads = self.fanout.announced(since, conn.session.view());
-        if conn.session.announce(&mut conn.quic, &mut self.ctx, &payloads, now) {
-            self.make_ready(slot);
+        let queued = conn.session.announce(&mut conn.quic, &mut self.ctx, from_third(&payloads, third), now);
+        if queued == payloads.len() {
+            conn.hearing.told();
         }
+        self.make_ready(slot);
     }
 
     /// Lets the session of `slot` read what QUIC has for it. `true`: there is something to send now, not just

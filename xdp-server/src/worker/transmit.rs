@@ -1,6 +1,7 @@
 //! From connections to packets; timers; closing.
 
 use super::conn::{Conn, Life, StreamData};
+use super::paths::PROBE_SIZE;
 use super::receive::HANDSHAKE_LIMIT;
 use super::{Core, SEND_BUDGET, TIMER_BUDGET};
 use crate::net::{MAX_TX_PAYLOAD, PacketIo};
@@ -75,7 +76,7 @@ impl Core {
         // Another path may have packets of its own to send, a probe its double, and those of a handshake are
         // padded.
         let probing = std::mem::take(&mut conn.probing);
-        let (local, in_use) = (Some(conn.paths.current().local), conn.paths.in_use());
+        let in_use = conn.paths.in_use();
         let mut others = conn.paths.others(&conn.quic, probing);
         let (open, moving) = (conn.life == Life::Open, conn.paths.is_moving());
         let simple = open && drained && others.is_empty() && !probing && !moving;
@@ -83,16 +84,23 @@ impl Core {
             if packets == TRAIN || emptied {
                 return None;
             }
+            let cramped = moving && open && conn.paths.is_cramped(&conn.quic);
             let mut sent = match in_use {
-                Some(name) => {
-                    let size = if open { conn.paths.packet_size(&conn.quic) } else { MAX_TX_PAYLOAD };
-                    let size = size.min(room.len());
-                    conn.quic.send_on_path(&mut room[..size], local, Some(name))
+                Some(_) if cramped && packets > 0 => Err(quiche::Error::Done),
+                Some((local, name)) => {
+                    let size = if cramped { PROBE_SIZE.min(room.len()) } else { room.len() };
+                    match conn.quic.send_on_path(&mut room[..size], Some(local), Some(name)) {
+                        // There is no such path, or no ID for it: another packet may change that.
+                        Err(quiche::Error::InvalidState | quiche::Error::OutOfIdentifiers) => {
+                            Err(quiche::Error::Done)
+                        }
+                        sent => sent,
+                    }
                 }
                 None => conn.quic.send(room),
             };
-            while let (Err(quiche::Error::Done), Some(name)) = (&sent, others.last()) {
-                sent = conn.quic.send_on_path(room, local, Some(*name)).or(Err(quiche::Error::Done));
+            while let (Err(quiche::Error::Done), Some((local, name))) = (&sent, others.last()) {
+                sent = conn.quic.send_on_path(room, Some(*local), Some(*name)).or(Err(quiche::Error::Done));
                 if sent.is_err() {
                     others.pop();
                 }
@@ -177,7 +185,7 @@ impl Core {
         let mut send = conn.session.has_output();
         if quic_due.is_some_and(|due| due <= now) {
             conn.quic.on_timeout();
-            conn.probing = true;
+            (conn.probing, conn.streams) = (true, StreamData::Waiting); // some may count as lost now
             if conn.quic.is_closed() {
                 self.ctx.stats.idle_timeouts += u64::from(conn.quic.is_timed_out());
                 return self.remove(slot);
