@@ -102,8 +102,6 @@ pub struct Session {
     paused: bool,
     outbox: Outbox,
     images: Images,
-    /// QUIC got stream data that [`take_streamed`](Session::take_streamed) has not told of.
-    streamed: bool,
 }
 
 impl Session {
@@ -125,7 +123,6 @@ impl Session {
             paused: false,
             outbox: Outbox::default(),
             images: Images::default(),
-            streamed: false,
         }
     }
 
@@ -163,7 +160,6 @@ impl Session {
         ctx: &mut Context,
         now: Instant,
     ) -> Result<Option<Duration>, Close> {
-        self.streamed |= !self.outbox.is_empty() || !self.images.is_idle();
         // Control frames first: WELCOME tells the client what the images are of.
         if !self.outbox.is_empty() && self.outbox.flush(quic).is_err() {
             return Err(Close::violation("control stream stopped"));
@@ -184,13 +180,7 @@ impl Session {
     }
 
     /// Queues a broadcast's payloads, as far as the client's budget and connection allow.
-    pub fn broadcast(
-        &mut self,
-        quic: &mut Connection,
-        ctx: &mut Context,
-        what: &Broadcast,
-        now: Instant,
-    ) -> Result<(), Close> {
+    pub fn broadcast(&mut self, quic: &mut Connection, ctx: &mut Context, what: &Broadcast, now: Instant) {
         let mut lost = 0;
         if self.datagrams && quic.dgram_send_queue_len() > 0 {
             // Newest state, not history: what the connection could not send within a tick is stale.
@@ -199,11 +189,11 @@ impl Session {
             ctx.stats.diffs_congested += lost;
         }
         // Versions first: they are small, and what brings a client back that lost records.
-        self.announce(quic, ctx, &what.versions, now);
+        self.announce(quic, ctx, &what.versions, 0, now);
         let count = what.diffs.len();
         // A client that cannot take a whole broadcast gets a different part of each.
         let start = if self.behind && count > 0 { what.tick as usize * 7 % count } else { 0 };
-        for payload in what.diffs[start..].iter().chain(&what.diffs[..start]) {
+        for payload in beginning_at(&what.diffs, start) {
             // While images wait for the same budget, diffs leave them the larger part of it.
             let reserve =
                 if self.budget.is_unlimited() || self.images.is_idle() { 0 } else { MIN_BURST as i64 };
@@ -219,34 +209,22 @@ impl Session {
             }
         }
         self.behind = lost > 0;
-        if self.datagrams || self.outbox.is_empty() {
-            return Ok(());
-        }
-        self.streamed = true;
-        self.outbox.flush(quic).map_err(|_| Close::violation("control stream stopped"))
     }
 
-    /// True if QUIC was given stream data since the last call.
-    pub fn take_streamed(&mut self) -> bool {
-        std::mem::take(&mut self.streamed)
-    }
-
-    /// Queues VERSIONS payloads, as far as the client's budget and connection allow. Returns how many.
-    pub fn announce<'a>(
+    /// Queues VERSIONS payloads, beginning at `start`, as far as the client's budget and connection allow.
+    pub fn announce(
         &mut self,
         quic: &mut Connection,
         ctx: &mut Context,
-        payloads: impl IntoIterator<Item = &'a Rc<[u8]>>,
+        payloads: &[Rc<[u8]>],
+        start: usize,
         now: Instant,
-    ) -> usize {
-        let mut queued = 0;
-        for payload in payloads {
+    ) {
+        for payload in beginning_at(payloads, start) {
             if self.budget.spend(payload.len() as u64, now) && self.queue_payload(quic, payload) {
-                queued += 1;
+                ctx.stats.versions_sent += 1;
             }
         }
-        ctx.stats.versions_sent += queued as u64;
-        queued
     }
 
     /// Queues one server datagram payload. `false`: there is no room for it.
@@ -277,6 +255,11 @@ impl Session {
     fn is_crowded(&self) -> bool {
         self.outbox.is_crowded() || self.images.is_crowded()
     }
+}
+
+/// All of `payloads`, the one at `start` first. Who cannot take all gets others the next time.
+fn beginning_at(payloads: &[Rc<[u8]>], start: usize) -> impl Iterator<Item = &Rc<[u8]>> {
+    payloads[start..].iter().chain(&payloads[..start])
 }
 
 /// Rate in bytes a second and burst in bytes of a budget of `kbit` kbit/s (0: none): a second's worth at

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// How often a client is told what it missed, at least [`AGAIN`] apart: as often as what is announced to all.
-const TIMES: u8 = 3;
+pub const TIMES: u8 = 3;
 
 /// Different answers that are kept for others who ask the same until the next announcement.
 const TOLD: usize = 64;
@@ -79,10 +79,8 @@ pub struct Hearing {
     unheard: Option<u32>,
     /// The first announcement that it may have missed.
     missed: Option<u32>,
-    /// How often it was told all of what it missed.
+    /// How often it was told of what it missed.
     told: u8,
-    /// How often that was begun.
-    begun: u8,
     /// When it is to be told again.
     next: Option<Instant>,
 }
@@ -106,32 +104,21 @@ impl Hearing {
     }
 
     /// The client was heard of, where it can be reached. Returns the tick since which it is to be told what was
-    /// announced, and with which third of that to begin, if it is.
+    /// announced, if it is, and how often it was told before: 0 to [`TIMES`] - 1.
     pub fn heard(&mut self, now: Instant) -> Option<(u32, u8)> {
         self.unheard = None;
         let missed = self.missed?;
         if self.next.is_some_and(|next| now < next) {
             return None;
         }
-        let third = self.begun % TIMES;
-        self.begun = third + 1;
-        self.next = Some(now + AGAIN);
-        Some((missed, third))
-    }
-
-    /// It was told all of that.
-    pub fn told(&mut self) {
+        let before = self.told;
         self.told += 1;
+        self.next = Some(now + AGAIN);
         if self.told == TIMES {
-            *self = Self { unheard: self.unheard, ..Self::default() };
+            *self = Self::default();
         }
+        Some((missed, before))
     }
-}
-
-/// `payloads`, beginning with the given third: of many the first may be all that a client takes.
-pub fn from_third(payloads: &[Rc<[u8]>], third: u8) -> impl Iterator<Item = &Rc<[u8]>> {
-    let (first, rest) = payloads.split_at(payloads.len() * usize::from(third) / usize::from(TIMES));
-    rest.iter().chain(first)
 }
 
 #[cfg(test)]
@@ -185,24 +172,13 @@ mod tests {
         }
         assert_eq!(hearing.heard(now), Some((40, 0)));
         assert_eq!(hearing.heard(now + AGAIN / 2), None);
-        assert_eq!(hearing.heard(now + AGAIN), Some((40, 1)), "not told all of it: again, from elsewhere");
-        hearing.told();
+        assert_eq!(hearing.heard(now + AGAIN), Some((40, 1)));
         hearing.announce(100);
         hearing.announce(120);
-        for n in 2..5_u8 {
-            assert_eq!(hearing.heard(now + AGAIN * n.into()), Some((100, n % 3)), "silent again");
-            hearing.told();
+        for n in 0..TIMES {
+            assert_eq!(hearing.heard(now + AGAIN * (2 + u32::from(n))), Some((100, n)), "silent again");
         }
         assert!(!hearing.is_waiting());
         assert_eq!(hearing.heard(now + AGAIN * 9), None);
-    }
-
-    #[test]
-    fn each_third_comes_first_once() {
-        let payloads: Vec<Rc<[u8]>> = (0..7).map(|n| Rc::from([n])).collect();
-        let order = |third| from_third(&payloads, third).map(|payload| payload[0]).collect::<Vec<_>>();
-        assert_eq!((order(0), order(1)), (vec![0, 1, 2, 3, 4, 5, 6], vec![2, 3, 4, 5, 6, 0, 1]));
-        assert_eq!(order(2), [4, 5, 6, 0, 1, 2, 3]);
-        assert_eq!(from_third(&[], 2).count(), 0);
     }
 }

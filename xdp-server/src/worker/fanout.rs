@@ -141,10 +141,8 @@ impl Core {
             if what.diffs.is_empty() && what.versions.is_empty() {
                 continue;
             }
-            match conn.session.broadcast(&mut conn.quic, &mut self.ctx, &what, now) {
-                Ok(()) => self.make_ready(slot),
-                Err(close) => self.close(slot, close),
-            }
+            conn.session.broadcast(&mut conn.quic, &mut self.ctx, &what, now);
+            self.make_ready(slot);
         }
         true
     }

@@ -47,8 +47,6 @@ pub struct Paths {
     failures: u32,
     /// There has been another path.
     has_moved: bool,
-    /// All that is still to be said is good-bye: see [`end_at`](Self::end_at).
-    has_ended: bool,
     /// Other paths may have something to send since [`others`](Self::others) were asked for.
     ask_others: bool,
 }
@@ -123,7 +121,6 @@ impl Paths {
             moving: None,
             failures: 0,
             has_moved: false,
-            has_ended: false,
             ask_others: false,
         }
     }
@@ -154,10 +151,12 @@ impl Paths {
 
     /// The way along `path`, which is not the one in use.
     fn elsewhere(&self, path: &Path) -> Way {
-        let known = self.ways().find(|way| way.leads_to(path));
-        // To another of the server's addresses: not to be taken for the one in use.
-        let attempt = self.failures + u32::from(Way::new(path, self.failures).name == self.current.name);
-        known.map_or(Way::new(path, attempt), |way| Way { path: *path, ..way })
+        match self.ways().find(|way| way.leads_to(path)) {
+            Some(known) => Way { path: *path, ..known },
+            // From the same address to another of the server's: not to be taken for the one in use.
+            None if path.peer == self.current.path.peer => Way::new(path, self.failures + 1),
+            None => Way::new(path, self.failures),
+        }
     }
 
     /// Notes that an authentic packet came [`Elsewhere`](Arrival::Elsewhere), along `path`.
@@ -194,11 +193,10 @@ impl Paths {
     }
 
     /// Has the end of a connection whose client is at the end of `path`, where it has not proven to be, go there:
-    /// by the path that QUIC uses, and by no other, so that the good-bye is all that is sent.
+    /// by the path that QUIC uses, so that the good-bye is all that is sent.
     pub fn end_at(&mut self, path: &Path) {
         self.current.path = *path;
         (self.other, self.moving) = (None, None);
-        self.has_ended = true;
     }
 
     /// Lets QUIC probe and follow a client that moved.
@@ -269,7 +267,7 @@ impl Paths {
     /// for a better path, and questions about what was under way on one that it left. `timer`: one of QUIC's
     /// fired.
     pub fn others(&mut self, quic: &Connection, timer: bool) -> Vec<(SocketAddr, SocketAddr)> {
-        if (std::mem::take(&mut self.ask_others) || timer && self.has_moved) && !self.has_ended {
+        if std::mem::take(&mut self.ask_others) || timer && self.has_moved {
             let others = quic.path_stats().filter(|path| !path.active && self.is_open(quic, path));
             others.map(|path| (path.local_addr, path.peer_addr)).collect()
         } else {

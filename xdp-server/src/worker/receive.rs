@@ -1,6 +1,6 @@
 //! From a packet to its connection: routing by connection ID, accepting, refusing, resetting.
 
-use super::announced::from_third;
+use super::announced::TIMES;
 use super::conn::{Conn, Life, Owed};
 use super::paths::Arrival;
 use super::regime::Regime;
@@ -312,15 +312,14 @@ impl Core {
     /// The client of `slot` was heard of: tells it what was announced while it was out of reach.
     fn tell_missed(&mut self, slot: u32, now: Instant) {
         let Some(conn) = self.table.get_mut(slot) else { return };
-        let Some((since, third)) = conn.hearing.heard(now) else { return };
+        let Some((since, before)) = conn.hearing.heard(now) else { return };
         if !conn.session.is_subscriber() {
             return;
         }
         let payloads = self.fanout.announced(since, conn.session.view());
-        let queued = conn.session.announce(&mut conn.quic, &mut self.ctx, from_third(&payloads, third), now);
-        if queued == payloads.len() {
-            conn.hearing.told();
-        }
+        // What a client, or its window, does not take of a long list now, it gets the next time.
+        let start = payloads.len() * usize::from(before) / usize::from(TIMES);
+        conn.session.announce(&mut conn.quic, &mut self.ctx, &payloads, start, now);
         self.make_ready(slot);
     }
 

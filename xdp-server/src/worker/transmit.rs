@@ -60,6 +60,7 @@ impl Core {
         self.blocked = false;
         let Some(conn) = self.table.get_mut(slot) else { return false };
         if conn.life == Life::Open && conn.session.has_output() && !conn.paths.is_moving() {
+            conn.streams = StreamData::Waiting;
             match conn.session.pump(&mut conn.quic, &mut self.ctx, now) {
                 Ok(Some(wait)) => self.wheel.arm(slot, now + wait),
                 Ok(None) => {}
@@ -69,16 +70,13 @@ impl Core {
         }
         let Some(conn) = self.table.get_mut(slot) else { return false };
         let (mut packets, mut failed, mut short, mut emptied) = (0, false, false, false);
-        if conn.session.take_streamed() {
-            conn.streams = StreamData::Waiting;
-        }
+        let (open, moving) = (conn.life == Life::Open, conn.paths.is_moving());
         let drained = conn.is_drained(now);
         // Another path may have packets of its own to send, a probe its double, and those of a handshake are
-        // padded.
+        // padded. Of a connection that ends nobody asks anything.
         let probing = std::mem::take(&mut conn.probing);
         let in_use = conn.paths.in_use();
-        let mut others = conn.paths.others(&conn.quic, probing);
-        let (open, moving) = (conn.life == Life::Open, conn.paths.is_moving());
+        let mut others = if open { conn.paths.others(&conn.quic, probing) } else { Vec::new() };
         let simple = open && drained && others.is_empty() && !probing && !moving;
         let sent = io.send(&mut |room| {
             if packets == TRAIN || emptied {

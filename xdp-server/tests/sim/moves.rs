@@ -195,6 +195,64 @@ fn an_address_that_never_answered_gets_no_more_than_three_times_what_came_from_i
     assert!(went > 0, "it was probed");
 }
 
+/// Who moved once more than QUIC can follow, without waiting for any proof, is sent the good-bye alone, not the probes
+/// of all those addresses.
+#[test]
+fn the_last_address_of_one_who_moved_too_often_gets_a_good_bye_and_nothing_else() {
+    let mut world = World::new(&Options::default());
+    let restless = world.join(0, ClientOptions::default());
+    let addresses: Vec<_> = (0..PATHS).map(|_| world.fresh_address()).collect();
+    let mut client = world.clients.remove(restless);
+    client.patient = true;
+    let (last, before) = addresses.split_last().unwrap();
+    for address in before {
+        client.link.rebind(*address, 0);
+        client.paint(&[pixel(0, 0, 1); 80]); // so that QUIC may send a full probe there
+        client.step();
+    }
+    client.link.rebind(*last, 0);
+    client.paint(&[pixel(0, 0, 1)]);
+    client.step();
+    let came = client.last_sent.len();
+    world.run(Duration::from_millis(50));
+    let packets: Vec<_> = std::iter::from_fn(|| client.link.recv()).map(|(_, packet)| packet).collect();
+    let went = packets.iter().map(Vec::len).sum::<usize>();
+    assert!(went <= 3 * came, "{came} bytes came, {went} in {} packets went back", packets.len());
+    for mut packet in packets {
+        let (from, to) = (world.net.server_addr(), client.quic.path_stats().next().unwrap().local_addr);
+        client.quic.recv(&mut packet, quiche::RecvInfo { from, to }).unwrap();
+    }
+    let error = client.quic.peer_error().expect("it was told");
+    assert_eq!((error.is_app, error.error_code), (false, 0x10), "NO_VIABLE_PATH");
+    assert_eq!(world.stats().moved_too_often, 1);
+}
+
+/// The server has several addresses, and whoever sees a packet can send it to another one of them first, in the
+/// client's name or in their own.
+#[test]
+fn a_packet_that_came_by_another_address_of_the_servers_first_does_no_harm() {
+    let mut world = World::new(&Options::default());
+    let client = world.join(0, ClientOptions::default());
+    let address = world.fresh_address();
+    let (thief, other) = (world.net.client(address, 0), "10.0.0.9:4433".parse().unwrap());
+    for stolen in [false, true] {
+        let victim = &mut world.clients[client];
+        victim.paint(&[pixel(1, 1, 1)]);
+        victim.mute = true;
+        victim.step();
+        victim.mute = false;
+        let packet = victim.last_sent.clone();
+        if stolen { &thief } else { &victim.link }.send_to(other, &packet);
+        world.run(Duration::from_millis(50));
+        let colour = 7 + u8::from(stolen);
+        world.clients[client].paint(&[pixel(5, 5, colour)]);
+        world.until("the next pixel", |world| {
+            world.clients[client].mirror.as_ref().and_then(|mirror| mirror.pixel(5, 5)) == Some(colour)
+        });
+    }
+    assert_eq!(world.stats().connections, 1);
+}
+
 /// Somebody who is out of reach for longer than a tile is announced, with the same address or with another one, is
 /// told when he is back.
 #[test]
