@@ -5,7 +5,7 @@
 
 use crate::net::{MAX_TX_PAYLOAD, Path};
 use crate::quic::config::{Connection, PATHS};
-use quiche::{PathEvent, PathStats};
+use quiche::{PathEvent, RecvInfo};
 use std::net::{SocketAddr, SocketAddrV6};
 use std::time::{Duration, Instant};
 
@@ -31,9 +31,10 @@ pub const PROBE_SIZE: usize = 64;
 ///
 /// What was under way on a path when the client left it is lost, and quiche finds that out from later packets
 /// of the same path alone. So left paths are used once more, by packets that go where the client is now: see
-/// [`others`](Self::others). A path that nobody has answered on is not one that was left: what is asked on it must
-/// not be answered from elsewhere, or anybody's address could be proven. And left to itself quiche sends nothing
-/// at all while it wants to probe a path that it gave up, so that it is always told which path to use.
+/// [`others`](Self::others). Their answers would prove anybody's address to be the client's; so a name that was
+/// left before it was proven counts as failed, and what is sent by any other unproven one goes to its address
+/// alone. And left to itself quiche sends nothing at all while it wants to probe a path that it gave up, so that
+/// it is always told which path to use.
 ///
 /// QUIC's table of paths has [`PATHS`] places and forgets none. It ignores packets from one address more, so
 /// that such a client would be deaf: see [`Arrival::Homeless`].
@@ -43,7 +44,7 @@ pub struct Paths {
     other: Option<Way>,
     /// QUIC uses a path that it has not validated.
     moving: Option<Moving>,
-    /// Validations that failed, or that the client did not wait for.
+    /// All names of fewer [`failures`](failures) came to nothing, but for those that are proven or in use.
     failures: u32,
     /// There has been another path.
     has_moved: bool,
@@ -89,10 +90,15 @@ impl Way {
     fn leads_to(&self, path: &Path) -> bool {
         (path.local, path.peer) == (self.path.local, self.path.peer)
     }
+
+    /// What QUIC is to be told of a packet that came this way.
+    fn arrival(&self) -> RecvInfo {
+        RecvInfo { from: self.name, to: self.local }
+    }
 }
 
-/// How many paths had come to nothing when a name was given.
-fn attempt(name: SocketAddr) -> u32 {
+/// What a name is told apart by from those that failed before it was given.
+fn failures(name: SocketAddr) -> u32 {
     match name {
         SocketAddr::V4(_) => 0,
         SocketAddr::V6(name) => name.flowinfo(),
@@ -102,14 +108,14 @@ fn attempt(name: SocketAddr) -> u32 {
 /// How a received packet is to be given to QUIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// From the peer of this name, by the path in use.
-    Here(SocketAddr),
-    /// From the peer of this name, by another path. [`Paths::moved`] is to be told if it was authentic.
-    Elsewhere(SocketAddr),
-    /// By a path for which there is no place: from the peer of this name, the one in use. So it is read, but
-    /// nothing can prove that answers reach who sent it. If it was authentic, the client is to be told to
-    /// connect again: [`Paths::end_at`].
-    Homeless(SocketAddr),
+    /// By the path in use.
+    Here(RecvInfo),
+    /// By another path. [`Paths::moved`] is to be told if it was authentic.
+    Elsewhere(RecvInfo),
+    /// By a path for which there is no place: as if by the one in use. So it is read, but nothing can prove that
+    /// answers reach who sent it. If it was authentic, the client is to be told to connect again:
+    /// [`Paths::end_at`].
+    Homeless(RecvInfo),
 }
 
 impl Paths {
@@ -133,14 +139,14 @@ impl Paths {
         // The two ends may be the same by another way: a new next hop, or the kernel instead of XDP.
         if self.current.leads_to(path) {
             self.current.path = *path;
-            return Arrival::Here(self.current.name);
+            return Arrival::Here(self.current.arrival());
         }
-        let name = self.elsewhere(path).name;
-        let known = quic.is_path_validated(path.local, name).is_ok();
+        let way = self.elsewhere(path);
+        let known = quic.is_path_validated(way.local, way.name).is_ok();
         if known || quic.path_stats().count() < PATHS as usize {
-            Arrival::Elsewhere(name)
+            Arrival::Elsewhere(way.arrival())
         } else {
-            Arrival::Homeless(self.current.name)
+            Arrival::Homeless(self.current.arrival())
         }
     }
 
@@ -151,12 +157,23 @@ impl Paths {
 
     /// The way along `path`, which is not the one in use.
     fn elsewhere(&self, path: &Path) -> Way {
-        match self.ways().find(|way| way.leads_to(path)) {
-            Some(known) => Way { path: *path, ..known },
-            // From the same address to another of the server's: not to be taken for the one in use.
-            None if path.peer == self.current.path.peer => Way::new(path, self.failures + 1),
-            None => Way::new(path, self.failures),
+        if let Some(known) = self.ways().find(|way| way.leads_to(path)) {
+            return Way { path: *path, ..known };
         }
+        // From an address that is in use to another of the server's: not to be taken for that one.
+        let is_taken = |name| self.current.name == name || self.ways().any(|way| way.name == name);
+        let mut failures = self.failures;
+        loop {
+            match Way::new(path, failures) {
+                way if is_taken(way.name) => failures += 1,
+                way => return way,
+            }
+        }
+    }
+
+    /// Gives `name` up: no path is called so from now on.
+    fn bury(&mut self, name: SocketAddr) {
+        self.failures = self.failures.max(failures(name)) + 1;
     }
 
     /// Notes that an authentic packet came [`Elsewhere`](Arrival::Elsewhere), along `path`.
@@ -166,7 +183,7 @@ impl Paths {
             && left.name != way.name
             && quic.is_path_validated(left.local, left.name) != Ok(true)
         {
-            self.failures += 1; // its answer would not be waited for: the name is dead
+            self.bury(left.name); // its answer would not be waited for
         }
         self.other = Some(way);
         (self.has_moved, self.ask_others) = (true, true);
@@ -235,7 +252,7 @@ impl Paths {
     /// its name is never used again. If it is the one in use, [`migrate`](Self::migrate) is told next what QUIC
     /// uses instead.
     fn fail(&mut self, name: SocketAddr) {
-        self.failures += 1;
+        self.bury(name);
         self.moving = self.moving.filter(|moving| moving.to.name != name);
         if let Some(other) = &mut self.other
             && other.name == name
@@ -268,20 +285,11 @@ impl Paths {
     /// fired.
     pub fn others(&mut self, quic: &Connection, timer: bool) -> Vec<(SocketAddr, SocketAddr)> {
         if std::mem::take(&mut self.ask_others) || timer && self.has_moved {
-            let others = quic.path_stats().filter(|path| !path.active && self.is_open(quic, path));
+            let others = quic.path_stats().filter(|path| !path.active);
             others.map(|path| (path.local_addr, path.peer_addr)).collect()
         } else {
             Vec::new()
         }
-    }
-
-    /// True if QUIC may send by `path`: it is known where to, or it was proven to be the client's, or it came to
-    /// nothing, and its name is of no use to anybody any more.
-    fn is_open(&self, quic: &Connection, path: &PathStats) -> bool {
-        let name = path.peer_addr;
-        self.ways().any(|way| way.name == name)
-            || quic.is_path_validated(path.local_addr, name) == Ok(true)
-            || attempt(name) < self.failures && name != self.current.name
     }
 
     /// Where packets of the path of this name go: those of a left one to where the client is.

@@ -13,7 +13,7 @@ use crate::quic::table::InitialId;
 use crate::quic::tls;
 use crate::session::{Close, Session};
 use canvas::codes::CloseCode;
-use quiche::{ConnectionId, RecvInfo};
+use quiche::ConnectionId;
 use std::time::{Duration, Instant};
 
 /// Replies without a connection that may wait for transmission: they answer strangers, and are the first to
@@ -241,9 +241,9 @@ impl Core {
         let Some(conn) = self.table.get_mut(slot) else { return };
         let arrival = conn.paths.arrive(&mut conn.quic, path);
         let (length, elsewhere) = (packet.len(), !matches!(arrival, Arrival::Here(_)));
-        let (Arrival::Here(from) | Arrival::Elsewhere(from) | Arrival::Homeless(from)) = arrival;
+        let (Arrival::Here(info) | Arrival::Elsewhere(info) | Arrival::Homeless(info)) = arrival;
         let before = if elsewhere { conn.quic.stats().recv } else { 0 };
-        if conn.quic.recv(packet, RecvInfo { from, to: path.local }).is_err() {
+        if conn.quic.recv(packet, info).is_err() {
             // The connection is closing for it; its CONNECTION_CLOSE is to be sent.
             self.ctx.stats.drop_quic += 1;
             self.make_ready(slot);

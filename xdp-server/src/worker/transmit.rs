@@ -73,10 +73,10 @@ impl Core {
         let (open, moving) = (conn.life == Life::Open, conn.paths.is_moving());
         let drained = conn.is_drained(now);
         // Another path may have packets of its own to send, a probe its double, and those of a handshake are
-        // padded. Of a connection that ends nobody asks anything.
+        // padded.
         let probing = std::mem::take(&mut conn.probing);
         let in_use = conn.paths.in_use();
-        let mut others = if open { conn.paths.others(&conn.quic, probing) } else { Vec::new() };
+        let mut others = conn.paths.others(&conn.quic, probing);
         let simple = open && drained && others.is_empty() && !probing && !moving;
         let sent = io.send(&mut |room| {
             if packets == TRAIN || emptied {

@@ -82,6 +82,8 @@ pub struct Client {
     pub mute: bool,
     /// QUIC's timers do not run: it says nothing but answers.
     pub patient: bool,
+    /// Which of the server's addresses something on the way has it talk to, unknown to itself.
+    pub via: SocketAddr,
     options: ClientOptions,
     said_hello: bool,
     inbox: Vec<u8>,
@@ -128,6 +130,7 @@ impl Client {
             images: Vec::new(),
             packets: (0, 0),
             last_sent: Vec::new(),
+            via: server,
             mute: false,
             patient: false,
             said_hello: !options.hello,
@@ -216,9 +219,10 @@ impl Client {
 
     /// Receives, answers, sends.
     pub fn step(&mut self) {
+        let (to, server) = self.quic_addresses();
         while let Some((from, mut packet)) = self.link.recv() {
             self.packets.1 += 1;
-            let to = self.quic_address();
+            let from = if from == self.via { server } else { from };
             let _ = self.quic.recv(&mut packet, quiche::RecvInfo { from, to });
         }
         if !self.patient && self.quic.timeout().is_some_and(|left| left.is_zero()) {
@@ -246,15 +250,16 @@ impl Client {
         while let Ok((len, _)) = self.quic.send(&mut packet) {
             self.packets.0 += 1;
             if !self.mute {
-                self.link.send(&packet[..len]);
+                self.link.send_to(self.via, &packet[..len]);
             }
             self.last_sent = packet[..len].to_vec();
         }
     }
 
-    /// The client's own idea of its address: a NAT does not tell it that it changed.
-    fn quic_address(&self) -> SocketAddr {
-        self.quic.path_stats().next().map_or_else(|| self.link.local_addr(), |path| path.local_addr)
+    /// The client's own idea of its address and the server's: a NAT does not tell it that they changed.
+    fn quic_addresses(&self) -> (SocketAddr, SocketAddr) {
+        let path = self.quic.path_stats().next().expect("its only path");
+        (path.local_addr, path.peer_addr)
     }
 
     fn write(&mut self) {

@@ -253,6 +253,24 @@ fn a_packet_that_came_by_another_address_of_the_servers_first_does_no_harm() {
     assert_eq!(world.stats().connections, 1);
 }
 
+/// What spreads clients over the server's addresses may change its mind.
+#[test]
+fn a_client_goes_on_by_another_address_of_the_servers() {
+    let mut world = World::new(&Options::default());
+    let client = world.join(0, ClientOptions::default());
+    let (home, other) = (world.clients[client].via, "10.0.0.9:4433".parse().unwrap());
+    for (n, via) in [other, home, other].into_iter().enumerate() {
+        world.clients[client].via = via;
+        let sent = world.clients[client].packets.0;
+        world.clients[client].paint(&[pixel(n as u16, 5, 7)]);
+        world.until("its pixel", |world| {
+            let mirror = world.clients[client].mirror.as_ref();
+            mirror.and_then(|mirror| mirror.pixel(n as u16, 5)) == Some(7)
+        });
+        assert!(world.clients[client].packets.0 - sent < 20, "no need to ask for it");
+    }
+}
+
 /// Somebody who is out of reach for longer than a tile is announced, with the same address or with another one, is
 /// told when he is back.
 #[test]
