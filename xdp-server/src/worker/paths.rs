@@ -377,4 +377,27 @@ mod tests {
         // The client is back where that name comes from: it has to prove it.
         assert_ne!(paths.elsewhere(&path(1)).name, path(1).peer);
     }
+
+    #[test]
+    fn another_address_of_the_servers_is_another_path() {
+        let (home, mut other) = (path(1), path(1));
+        other.local.set_port(443);
+        let mut paths = Paths::new(&home);
+        let mut names = vec![paths.current.name];
+        for _ in 0..3 {
+            let way = paths.elsewhere(&other);
+            assert!(!names.contains(&way.name), "{}", way.name);
+            names.push(way.name);
+            paths.other = Some(way);
+            paths.fail(way.name);
+        }
+        let way = paths.elsewhere(&other);
+        paths.migrate(way.local, way.name);
+        assert_eq!((*paths.current(), paths.current.arrival().to), (other, other.local));
+        assert_ne!(paths.elsewhere(&home).name, way.name, "and back");
+        // QUIC gives it up: the client is still there, and is the one from home to QUIC.
+        paths.fail(way.name);
+        paths.migrate(home.local, home.peer);
+        assert_eq!((*paths.current(), paths.current.arrival().to), (other, home.local));
+    }
 }
