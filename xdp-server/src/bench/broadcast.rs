@@ -8,7 +8,7 @@
 
 use super::clients::Clients;
 use super::rig::{Floor, Identities, Rig};
-use super::{BenchError, Progress, Settings, cpu_time, each, median, must_equal};
+use super::{BenchError, Progress, Settings, cpu_time, each, median, must_equal, paired_ratio};
 use canvas::codes::HELLO_DIFFS;
 use std::rc::Rc;
 
@@ -28,7 +28,7 @@ pub struct BroadcastCost {
     pub worker_ns: f64,
     /// QUIC alone, in nanoseconds a packet.
     pub floor_ns: f64,
-    /// Worker to floor.
+    /// Worker to floor, by pairs of rounds.
     pub ratio: f64,
     /// Receiving a client's acknowledgement, by the whole worker, in nanoseconds each.
     pub worker_ack_ns: f64,
@@ -72,7 +72,9 @@ pub fn measure(
         packets: of(|(worker, _)| worker.packets as f64) / f64::from(subscribers),
         worker_ns: of(|(worker, _)| worker.each),
         floor_ns: of(|(_, floor)| floor.each),
-        ratio: of(|(worker, floor)| worker.each / floor.each),
+        ratio: paired_ratio(
+            &figures.iter().map(|(worker, floor)| (worker.each, floor.each)).collect::<Vec<_>>(),
+        ),
         worker_ack_ns: of(|(worker, _)| worker.ack),
         floor_ack_ns: of(|(_, floor)| floor.ack),
     })

@@ -3,7 +3,7 @@
 //! Each of the two has clients of its own, which shake hands with it and prepare all their packets: PAINT
 //! datagrams of one pixel, one a packet, from all clients in one random order. Then they take turns, a
 //! *round* of packets each, the one that begins changing with every round, so that a machine that is now
-//! fast, now slow is so for both; ratios are taken within a round, and their median counts.
+//! fast, now slow is so for both; ratios are taken of two rounds that follow each other, and their median counts.
 //!
 //! - The floor is `recv()` and `dgram_recv_buf()` on a connection that is found by index, and nothing else.
 //!   It is not told to acknowledge; what an acknowledgement costs it is measured apart.
@@ -14,7 +14,7 @@
 use super::clients::{Clients, order};
 use super::frames::Frames;
 use super::rig::{Floor, Identities, Rig};
-use super::{BenchError, Progress, Settings, cpu_time, each, median, must_equal};
+use super::{BenchError, Progress, Settings, cpu_time, each, median, must_equal, paired_ratio};
 use crate::worker::RECEIVE_BUDGET;
 use std::ops::Range;
 use std::time::Duration;
@@ -42,13 +42,14 @@ pub struct MessageCost {
     pub floor_ack_ns: f64,
     /// The master, a pixel.
     pub master_ns: f64,
-    /// Worker to floor.
+    /// Worker to floor, by pairs of rounds.
     pub ratio: f64,
     /// Worker without sending, to floor.
     pub receive_ratio: f64,
 }
 
 /// One round's figures.
+#[derive(Default)]
 struct Round {
     worker: f64,
     sending: f64,
@@ -183,6 +184,9 @@ pub fn measure(
     let sent = bench.rig.packets_sent() - sent_before;
     bench.check()?;
     let of = |figure: fn(&Round) -> f64| median(figures.iter().map(figure));
+    let ratio = |figure: fn(&Round) -> f64| {
+        paired_ratio(&figures.iter().map(|round| (figure(round), round.floor)).collect::<Vec<_>>())
+    };
     Ok(MessageCost {
         connections,
         messages: rounds * round,
@@ -192,45 +196,48 @@ pub fn measure(
         floor_ns: of(|round| round.floor),
         floor_ack_ns: of(|round| round.floor_ack),
         master_ns: of(|round| round.master),
-        ratio: of(|round| round.worker / round.floor),
-        receive_ratio: of(|round| (round.worker - round.sending) / round.floor),
+        ratio: ratio(|round| round.worker),
+        receive_ratio: ratio(|round| round.worker - round.sending),
     })
 }
 
 impl Messages {
-    /// One round of both.
+    /// One round of both. Each begins every other round, and then finds in the caches what it left there itself.
     fn measured_round(&mut self, worker_first: bool) -> Round {
-        let (mut worker, mut floor) = (Duration::ZERO, Duration::ZERO);
-        let mut senders = Vec::new();
-        self.rig.io().take_sends().for_each(drop);
+        let mut round = Round::default();
         for workers_turn in [worker_first, !worker_first] {
-            let began = cpu_time();
             if workers_turn {
-                self.worker();
-                worker = cpu_time() - began;
+                self.workers_half(&mut round);
             } else {
-                let clients = self.floor();
-                floor = cpu_time() - began;
-                senders.extend_from_slice(clients);
+                self.floors_half(&mut round);
             }
         }
+        round
+    }
+
+    fn workers_half(&mut self, round: &mut Round) {
+        self.rig.io().take_sends().for_each(drop);
+        let began = cpu_time();
+        self.worker();
+        round.worker = each(cpu_time() - began, self.round);
         // The median of them: the clock that is cheap enough to read there counts other programs' time, too.
         let sends: Vec<f64> = self.rig.io().take_sends().collect();
-        let sending = median(sends.iter().copied()) * sends.len() as f64 / self.round as f64;
+        round.sending = median(sends.iter().copied()) * sends.len() as f64 / self.round as f64;
         let began = cpu_time();
         self.rig.apply();
-        let master = cpu_time() - began;
+        round.master = each(cpu_time() - began, self.round);
+    }
+
+    fn floors_half(&mut self, round: &mut Round) {
+        let began = cpu_time();
+        let senders = self.floor();
+        round.floor = each(cpu_time() - began, senders.len());
+        let mut senders = senders.to_vec();
         senders.sort_unstable();
         senders.dedup();
         let began = cpu_time();
         let acks = self.acknowledge(&senders);
-        Round {
-            worker: each(worker, self.round),
-            sending,
-            floor: each(floor, self.round),
-            floor_ack: each(cpu_time() - began, acks as usize),
-            master: each(master, self.round),
-        }
+        round.floor_ack = each(cpu_time() - began, acks as usize);
     }
 }
 
