@@ -6,6 +6,7 @@
 //! on it.
 
 use super::conn::Conn;
+use crate::quic::cid::{self, Route};
 use crate::quic::hot::{LINE, Plans, Work};
 use crate::quic::table::ConnectionTable;
 use std::collections::BTreeSet;
@@ -25,7 +26,7 @@ const FAR_SENDING: usize = 6;
 /// Connections between asking for what one points to and its sending.
 const NEAR_SENDING: usize = 3;
 
-/// Slots that are remembered at most: what backends announce at a time, and some. More were announced and never
+/// Packets that are remembered at most: what backends announce at a time, and some. More were announced and never
 /// came.
 const MOST: usize = 256;
 
@@ -46,14 +47,22 @@ pub struct Ahead {
     receiving: Box<[usize]>,
     /// Before it sends.
     sending: Box<[usize]>,
-    /// Slots of the packets that were announced.
-    burst: Vec<u32>,
+    /// The packets that were announced.
+    burst: Vec<Expected>,
     /// Packets of it that were dealt with.
     done: usize,
     /// Packets of it whose connection was asked for.
     far: usize,
     /// Packets of it for which what their connection points to was asked for.
     near: usize,
+}
+
+/// A packet that was announced.
+struct Expected {
+    /// Its connection ID.
+    id: [u8; cid::LEN],
+    /// What that says: it is decrypted once.
+    route: Route,
 }
 
 impl Ahead {
@@ -78,29 +87,28 @@ impl Ahead {
         }
     }
 
-    /// A packet for `slot` will come, after those that this was called for before.
+    /// A packet with connection ID `id` will come, after those that this was called for before.
     #[inline]
-    pub fn expect(&mut self, slot: u32, table: &ConnectionTable<Conn>) {
+    pub fn expect(&mut self, id: &[u8; cid::LEN], route: Route, table: &ConnectionTable<Conn>) {
         if self.done == self.burst.len() || self.burst.len() == MOST {
             self.burst.clear();
             (self.done, self.far, self.near) = (0, 0, 0);
         }
-        self.burst.push(slot);
+        self.burst.push(Expected { id: *id, route });
         self.ask_for_connections(table);
     }
 
-    /// A packet for `slot` has come, announced or not.
+    /// A packet with connection ID `id` has come. Returns what that says if it was announced.
     #[inline]
-    pub fn advance(&mut self, slot: u32, table: &mut ConnectionTable<Conn>) {
+    pub fn advance(&mut self, id: &[u8; cid::LEN], table: &mut ConnectionTable<Conn>) -> Option<Route> {
         // What was announced and did not come is passed over; of joined packets only the first is announced.
-        let Some(passed) = self.burst[self.done..].iter().position(|expected| *expected == slot) else {
-            return;
-        };
+        let passed = self.burst[self.done..].iter().position(|expected| expected.id == *id)?;
         self.done += passed + 1;
+        let route = self.burst[self.done - 1].route;
         self.near = self.near.max(self.done);
         self.far = self.far.max(self.done);
         while self.near < self.burst.len().min(self.done + NEAR) {
-            if let Some(conn) = table.get_mut(self.burst[self.near]) {
+            if let Some(conn) = table.get_mut(self.burst[self.near].route.slot) {
                 // A subscriber's packets rather acknowledge than paint.
                 let work = if conn.subscriber.is_some() { Work::Acknowledged } else { Work::Receive };
                 self.plans.prefetch(work, &conn.hints);
@@ -108,12 +116,13 @@ impl Ahead {
             self.near += 1;
         }
         self.ask_for_connections(table);
+        Some(route)
     }
 
     #[inline]
     fn ask_for_connections(&mut self, table: &ConnectionTable<Conn>) {
         while self.far < self.burst.len().min(self.done + FAR) {
-            table.prefetch(self.burst[self.far], self.receiving.iter().copied());
+            table.prefetch(self.burst[self.far].route.slot, self.receiving.iter().copied());
             self.far += 1;
         }
     }
@@ -159,25 +168,33 @@ mod tests {
         Ahead::new(Box::leak(Box::default()))
     }
 
+    fn route(slot: u32) -> Route {
+        Route { worker: 0, slot, generation: 1, serial: 0 }
+    }
+
+    fn id(slot: u32) -> [u8; cid::LEN] {
+        [slot as u8; cid::LEN]
+    }
+
     #[test]
     fn connections_are_asked_for_in_two_steps_ahead_of_their_packets() {
         let (mut ahead, mut table) = (ahead(), table());
         for slot in 0..40 {
-            ahead.expect(slot, &table);
+            ahead.expect(&id(slot), route(slot), &table);
         }
         assert_eq!((ahead.done, ahead.near, ahead.far), (0, 0, FAR));
-        ahead.advance(0, &mut table);
+        assert_eq!(ahead.advance(&id(0), &mut table), Some(route(0)));
         assert_eq!((ahead.done, ahead.near, ahead.far), (1, 1 + NEAR, 1 + FAR));
         // 1 to 4 were announced and never came.
-        ahead.advance(5, &mut table);
+        assert_eq!(ahead.advance(&id(5), &mut table), Some(route(5)));
         assert_eq!((ahead.done, ahead.near, ahead.far), (6, 6 + NEAR, 6 + FAR));
         // Joined to the last one; of a stranger; of one that was passed over.
         for slot in [5, 63, 2] {
-            ahead.advance(slot, &mut table);
+            assert_eq!(ahead.advance(&id(slot), &mut table), None);
             assert_eq!(ahead.done, 6);
         }
         for slot in 6..40 {
-            ahead.advance(slot, &mut table);
+            assert_eq!(ahead.advance(&id(slot), &mut table), Some(route(slot)));
         }
         assert_eq!((ahead.done, ahead.near, ahead.far), (40, 40, 40));
     }
@@ -186,10 +203,10 @@ mod tests {
     fn what_never_comes_is_forgotten() {
         let (mut ahead, mut table) = (ahead(), table());
         for slot in 0..3 * MOST as u32 {
-            ahead.expect(slot % 64, &table);
+            ahead.expect(&id(slot % 64), route(slot % 64), &table);
             assert!(ahead.burst.len() <= MOST && ahead.far <= ahead.burst.len());
         }
-        ahead.advance(0, &mut table);
+        let _ = ahead.advance(&id(0), &mut table);
         assert!(ahead.done <= ahead.burst.len());
     }
 }

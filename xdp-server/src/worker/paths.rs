@@ -138,7 +138,7 @@ impl Paths {
         }
         // The two ends may be the same by another way: a new next hop, or the kernel instead of XDP.
         if self.current.leads_to(path) {
-            self.current.path = *path;
+            self.current.path.link = path.link;
             return Arrival::Here(self.current.arrival());
         }
         let way = self.elsewhere(path);

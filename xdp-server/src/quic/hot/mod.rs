@@ -47,19 +47,19 @@ const BLOCKS: usize = 32;
 pub struct Plans {
     /// Lines of the connection itself, by [`Work`], as offsets from its start in bytes.
     own: [Vec<usize>; Work::ALL.len()],
-    /// Lines of what it points to, by [`Work`].
-    lines: [Vec<Line>; Work::ALL.len()],
+    /// Lines of the blocks that it points to, by [`Work`].
+    blocks: [Vec<Block>; Work::ALL.len()],
     /// How those are found: the first pointers first, then those that are in what they point to.
     pointers: Vec<Pointer>,
 }
 
-/// A line of a block.
-#[derive(Clone, Copy, Debug)]
-struct Line {
+/// Of a block, what one [`Work`] touches.
+#[derive(Clone, Debug)]
+struct Block {
     /// Place in [`Hints`].
-    block: usize,
-    /// Lines from the one that the pointer to the block points to.
-    line: i32,
+    hint: usize,
+    /// Lines, as bytes after the one that the pointer to the block points to.
+    lines: Box<[isize]>,
 }
 
 /// A pointer to follow.
@@ -99,7 +99,7 @@ impl Plans {
 
     /// True if it could not be learned what connections point to, half of it all, or nothing at all.
     pub fn fall_short(&self) -> bool {
-        self.lines.iter().all(Vec::is_empty)
+        self.blocks.iter().all(Vec::is_empty)
     }
 
     /// Plans for what each [`Work`] was seen to touch.
@@ -116,11 +116,12 @@ impl Plans {
             let (parent, offset) = (place(&way[..len - 1]), way[len - 1]);
             plans.pointers.push(Pointer { parent, offset, depth: len - 1, hint: hint(way) });
         }
-        for ((own, lines), work) in plans.own.iter_mut().zip(&mut plans.lines).zip(&touched) {
+        for ((own, blocks), work) in plans.own.iter_mut().zip(&mut plans.blocks).zip(&touched) {
             own.clone_from(&work.own);
             for (way, touched) in &work.blocks {
-                let Some(block) = hint(way) else { continue };
-                lines.extend(touched.iter().map(|line| Line { block, line: *line }));
+                let Some(hint) = hint(way) else { continue };
+                let lines = touched.iter().map(|line| *line as isize * LINE as isize).collect();
+                blocks.push(Block { hint, lines });
             }
         }
         plans
@@ -136,12 +137,14 @@ impl Plans {
     #[inline]
     pub fn prefetch(&self, work: Work, hints: &Hints) {
         let origin = origin();
-        for Line { block, line } in &self.lines[work as usize] {
-            if hints.0[*block] == 0 {
+        for Block { hint, lines } in &self.blocks[work as usize] {
+            if hints.0[*hint] == 0 {
                 continue;
             }
-            let distance = (hints.0[*block] as isize + *line as isize) * LINE as isize;
-            hugepages::prefetch(std::ptr::without_provenance(origin.wrapping_add_signed(distance)));
+            let block = origin.wrapping_add_signed(hints.0[*hint] as isize * LINE as isize);
+            for line in lines {
+                hugepages::prefetch(std::ptr::without_provenance(block.wrapping_add_signed(*line)));
+            }
         }
     }
 
@@ -209,10 +212,11 @@ mod tests {
             (Some(2), 24, 2, Some(3)),
         ];
         assert_eq!(pointers, expected);
-        let lines =
-            |work: Work| plans.lines[work as usize].iter().map(|l| (l.block, l.line)).collect::<Vec<_>>();
-        assert_eq!(lines(Work::Receive), [(0, 0), (0, 3), (3, 1)]);
-        assert_eq!(lines(Work::Send), [(2, 2), (1, -1)]);
+        let blocks = |work: Work| {
+            plans.blocks[work as usize].iter().map(|b| (b.hint, &b.lines[..])).collect::<Vec<_>>()
+        };
+        assert_eq!(blocks(Work::Receive), [(0, &[0, 3 * 64][..]), (3, &[64])]);
+        assert_eq!(blocks(Work::Send), [(2, &[2 * 64][..]), (1, &[-64])]);
     }
 
     #[test]
@@ -264,6 +268,6 @@ mod tests {
         let many: BTreeMap<_, _> = (0..BLOCKS + 4).map(|n| (vec![8 * n], vec![0])).collect();
         let all = Touched { own: Vec::new(), blocks: many };
         let plans = Plans::new([all, Touched::default(), Touched::default()]);
-        assert_eq!(plans.lines[0].len(), BLOCKS);
+        assert_eq!(plans.blocks[0].len(), BLOCKS);
     }
 }
