@@ -26,7 +26,7 @@ use crate::newcomer::come_and_go;
 use crate::schedule::Schedule;
 use crate::session::{Answer, CanvasShape, Session, close, hello};
 use crate::shared::{Phase, Shared};
-use crate::stats::ThreadStats;
+use crate::stats::{Due, ThreadStats};
 use crate::watcher::{Wake, Watcher};
 
 /// Paints of one client in a row. A client that fell behind catches up in such bursts, and lets others have
@@ -128,7 +128,7 @@ struct Client<'a> {
     next_seq: u32,
     /// PAINT frames of one pixel each, with when they were due, in the order sent, which is about that of
     /// their acknowledgements.
-    unacknowledged: VecDeque<(u32, Pixel, Instant)>,
+    unacknowledged: VecDeque<(u32, Pixel, Due)>,
     /// In a closed loop: a paint's answer has not come.
     waiting: bool,
     /// The cause that a NOTICE gave for the end of the connection, and when not to wait for that any longer.
@@ -294,6 +294,7 @@ impl Client<'_> {
         let wire = [pixel.to_wire()];
         let (seq, pixels) = (self.next_seq, Pixels::new(&wire));
         let stats = self.stats;
+        let due = stats.due(due);
         if self.rng.random_bool(self.shared.settings.frame_share) {
             if self.session.outbox.full() {
                 stats.add(due, |count| &count.pixels_unsent, 1);

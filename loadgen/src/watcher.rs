@@ -26,7 +26,7 @@ use crate::endpoint::Role;
 use crate::loss::Loss;
 use crate::session::{CanvasShape, Outbox, TileStreams};
 use crate::shared::Shared;
-use crate::stats::{Counter, Counters, ThreadStats};
+use crate::stats::{Counter, Counters, Due, ThreadStats};
 use crate::verify::{Round, Verdict};
 
 /// How often a watcher looks for repairs that have become due and for expired paints. Longer delays repairs
@@ -66,7 +66,7 @@ pub struct Watcher {
     /// What of the mirror's counters is in the statistics already.
     counted: MirrorCounters,
     /// Paints to be confirmed: colour, and when each was due.
-    unconfirmed: HashMap<(u16, u16), (u8, Instant)>,
+    unconfirmed: HashMap<(u16, u16), (u8, Due)>,
     /// Number and time of the PING that is not answered yet.
     ping: Option<(u64, Instant)>,
     next_ping: u64,
@@ -167,7 +167,7 @@ impl Watcher {
             Wake::Housekeeping => {
                 let now = Instant::now();
                 self.unconfirmed.retain(|_, (_, due)| {
-                    let expired = now.saturating_duration_since(*due) >= EXPIRY;
+                    let expired = now.saturating_duration_since(due.at) >= EXPIRY;
                     if expired {
                         stats.add(*due, |count| &count.unconfirmed, 1);
                     }
@@ -188,7 +188,7 @@ impl Watcher {
     pub fn datagram(&mut self, payload: &[u8], stats: &ThreadStats, outbox: &mut Outbox) -> Result<(), Loss> {
         let now = Instant::now();
         if payload.first() == Some(&datagram::DIFF) {
-            stats.add(now, |count| &count.diff_datagrams, 1);
+            stats.add(stats.due(now), |count| &count.diff_datagrams, 1);
         }
         let (geometry, unconfirmed) = (self.geometry, &mut self.unconfirmed);
         let mut seen = |tile, change: Change| {
@@ -197,7 +197,7 @@ impl Watcher {
                 && entry.get().0 == change.colour
             {
                 let (_, due) = entry.remove();
-                stats.paint_confirmed(due, now.saturating_duration_since(due));
+                stats.paint_confirmed(due, now.saturating_duration_since(due.at));
             }
         };
         let Some(mirror) = &mut self.mirror else {
@@ -227,7 +227,7 @@ impl Watcher {
         let last = std::mem::replace(&mut self.counted, counters);
         let add = |which: fn(&Counters) -> &Counter, more: u64| {
             if more > 0 {
-                stats.add(now, which, more);
+                stats.add(stats.due(now), which, more);
             }
         };
         add(|count| &count.records_applied, counters.records_new - last.records_new);
@@ -254,7 +254,7 @@ impl Watcher {
 
     /// The client painted this pixel, which was due then. It is timed unless an earlier paint of the same
     /// pixel is.
-    pub fn painted(&mut self, pixel: Pixel, due: Instant, stats: &ThreadStats) {
+    pub fn painted(&mut self, pixel: Pixel, due: Due, stats: &ThreadStats) {
         if let Entry::Vacant(entry) = self.unconfirmed.entry((pixel.x, pixel.y)) {
             entry.insert((pixel.colour, due));
             stats.add(due, |count| &count.timed, 1);

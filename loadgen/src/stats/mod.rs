@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use times::{Distribution, Times};
-pub use window::Window;
+pub use window::{Due, Window};
 
 /// Causes of failure that are told apart. There are about twenty by name; a server that breaks the protocol
 /// in ever new ways must not fill the memory, or the report.
@@ -129,16 +129,21 @@ impl ThreadStats {
         }
     }
 
-    /// Adds `n` to one of the counters, on account of something that was due at `due`.
-    pub fn add(&self, due: Instant, which: impl Fn(&Counters) -> &Counter, n: u64) {
+    /// An action that was due at `at`. To be asked once, when it is begun; see [`Window`].
+    pub fn due(&self, at: Instant) -> Due {
+        self.window.due(at)
+    }
+
+    /// Adds `n` to one of the counters, on account of something that was due then.
+    pub fn add(&self, due: Due, which: impl Fn(&Counters) -> &Counter, n: u64) {
         which(&self.count).add(n);
-        if self.window.contains(due) {
+        if due.counts {
             which(&self.measured).add(n);
         }
     }
 
-    /// A paint that was due at `due` came back in a diff, so long after that.
-    pub fn paint_confirmed(&self, due: Instant, time: Duration) {
+    /// A paint that was due then came back in a diff, so long after that.
+    pub fn paint_confirmed(&self, due: Due, time: Duration) {
         self.add(due, |count| &count.confirmed, 1);
         self.time(due, &self.latency, time);
         self.recent.record(time);
@@ -146,22 +151,23 @@ impl ThreadStats {
 
     /// A PING sent at `sent` was answered, so long after that.
     pub fn ponged(&self, sent: Instant, time: Duration) {
-        self.time(sent, &self.ping, time);
+        self.time(self.due(sent), &self.ping, time);
     }
 
     /// A newcomer's handshake that was due at `due` ended, so long after that.
     pub fn greeted(&self, due: Instant, time: Duration) {
+        let due = self.due(due);
         self.add(due, |count| &count.handshakes, 1);
         self.time(due, &self.handshake, time);
     }
 
     /// This program got round to something that was due at `due` so long after that.
     pub fn was_late(&self, due: Instant, time: Duration) {
-        self.time(due, &self.late, time);
+        self.time(self.due(due), &self.late, time);
     }
 
-    fn time(&self, due: Instant, times: &Times, time: Duration) {
-        if self.window.contains(due) {
+    fn time(&self, due: Due, times: &Times, time: Duration) {
+        if due.counts {
             times.record(time);
         }
     }
@@ -267,12 +273,15 @@ mod tests {
     fn threads_sum_up_and_only_the_window_is_measured() {
         let (stats, now) = (Stats::new(3), Instant::now());
         let ms = Duration::from_millis;
-        stats.threads[0].add(now, |count| &count.pixels_sent_frame, 1);
-        stats.threads[0].paint_confirmed(now, ms(10));
+        let early = stats.threads[0].due(now + ms(1));
+        stats.threads[0].add(early, |count| &count.pixels_sent_frame, 1);
         stats.window.open(now + ms(1));
+        // Due in the window, but done before that was known: nor does its answer count.
+        stats.threads[0].paint_confirmed(early, ms(10));
         for (thread, n) in stats.threads[1..].iter().zip([2, 3]) {
-            thread.add(now + ms(1), |count| &count.pixels_sent_frame, n);
-            thread.paint_confirmed(now + ms(1), ms(10 * n));
+            let due = thread.due(now + ms(1));
+            thread.add(due, |count| &count.pixels_sent_frame, n);
+            thread.paint_confirmed(due, ms(10 * n));
         }
         assert_eq!(stats.totals(), Totals { pixels_sent_frame: 6, confirmed: 3, ..Totals::default() });
         assert_eq!(stats.measured(), Totals { pixels_sent_frame: 5, confirmed: 2, ..Totals::default() });
