@@ -151,7 +151,7 @@ impl Ahead {
 
     /// Finds out where things are that `conn` points to.
     #[cold]
-    pub fn locate(&self, conn: &mut Conn) {
+    fn locate(&self, conn: &mut Conn) {
         conn.hints = self.plans.locate(&conn.quic);
     }
 }

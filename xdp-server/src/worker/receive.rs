@@ -366,7 +366,6 @@ impl Core {
             return self.close(slot, Close { code: CloseCode::ServerFull, reason });
         }
         conn.life = Life::Open;
-        self.ahead.locate(conn);
         conn.session.established(&conn.quic);
         self.supply_ids(slot);
         if self.ctx.link.shared.phase() != Phase::Run {
