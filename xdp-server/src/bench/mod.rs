@@ -154,7 +154,7 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
 /// other. Who begins finds in the caches what it left there itself, and the other one does not: by single rounds
 /// there would be two ratios, far apart, and the median one of them, or the middle.
 fn paired_ratio(rounds: &[(f64, f64)]) -> f64 {
-    let pairs = rounds.windows(2.min(rounds.len()).max(1));
+    let pairs = rounds.windows(rounds.len().clamp(1, 2));
     median(pairs.map(|pair| {
         let (worker, floor) =
             pair.iter().fold((0.0, 0.0), |sums, round| (sums.0 + round.0, sums.1 + round.1));

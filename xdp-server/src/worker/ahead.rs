@@ -102,7 +102,12 @@ impl Ahead {
     /// A packet with connection ID `id` has come. Returns what that says if it was announced.
     #[inline]
     pub fn advance(&mut self, id: &[u8; cid::LEN], table: &mut ConnectionTable<Conn>) -> Option<Route> {
-        // What was announced and did not come is passed over; of joined packets only the first is announced.
+        let is = |at: usize| self.burst.get(at).is_some_and(|expected| expected.id == *id);
+        // Of joined packets only the first is announced.
+        if !is(self.done) && self.done > 0 && is(self.done - 1) {
+            return Some(self.burst[self.done - 1].route);
+        }
+        // What was announced and did not come is passed over.
         let passed = self.burst[self.done..].iter().position(|expected| expected.id == *id)?;
         self.done += passed + 1;
         let route = self.burst[self.done - 1].route;
@@ -190,8 +195,8 @@ mod tests {
         assert_eq!(ahead.advance(&id(5), &mut table), Some(route(5)));
         assert_eq!((ahead.done, ahead.near, ahead.far), (6, 6 + NEAR, 6 + FAR));
         // Joined to the last one; of a stranger; of one that was passed over.
-        for slot in [5, 63, 2] {
-            assert_eq!(ahead.advance(&id(slot), &mut table), None);
+        for (slot, known) in [(5, true), (63, false), (2, false)] {
+            assert_eq!(ahead.advance(&id(slot), &mut table), known.then(|| route(slot)));
             assert_eq!(ahead.done, 6);
         }
         for slot in 6..40 {

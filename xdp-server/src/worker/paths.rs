@@ -44,7 +44,8 @@ pub struct Paths {
     other: Option<Way>,
     /// QUIC uses a path that it has not validated.
     moving: Option<Moving>,
-    /// All names of fewer [`failures`](failures) came to nothing, but for those that are proven or in use.
+    /// No path is given a name of fewer [`failures`](failures): those that are neither proven nor in use came to
+    /// nothing.
     failures: u32,
     /// There has been another path.
     has_moved: bool,
@@ -254,10 +255,8 @@ impl Paths {
     fn fail(&mut self, name: SocketAddr) {
         self.bury(name);
         self.moving = self.moving.filter(|moving| moving.to.name != name);
-        if let Some(other) = &mut self.other
-            && other.name == name
-        {
-            *other = Way::new(&other.path, self.failures);
+        if let Some(failed) = self.other.take_if(|other| other.name == name) {
+            self.other = Some(self.elsewhere(&failed.path));
         }
     }
 
@@ -399,5 +398,21 @@ mod tests {
         paths.fail(way.name);
         paths.migrate(home.local, home.peer);
         assert_eq!((*paths.current(), paths.current.arrival().to), (other, home.local));
+    }
+
+    #[test]
+    fn a_path_that_failed_is_not_called_like_the_one_in_use() {
+        let (home, mut other) = (path(1), path(1));
+        other.local.set_port(443);
+        let mut paths = Paths::new(&home);
+        let way = paths.elsewhere(&other);
+        paths.other = Some(way);
+        paths.migrate(way.local, way.name);
+        let back = paths.elsewhere(&home);
+        paths.other = Some(back);
+        paths.fail(back.name);
+        let again = paths.other.unwrap().name;
+        assert!(again != way.name && again != back.name, "{again}");
+        assert_eq!((paths.to(again), paths.to(way.name)), (home, other));
     }
 }

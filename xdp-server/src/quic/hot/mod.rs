@@ -54,7 +54,7 @@ pub struct Plans {
 }
 
 /// Of a block, what one [`Work`] touches.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Block {
     /// Place in [`Hints`].
     hint: usize,
