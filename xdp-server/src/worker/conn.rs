@@ -20,6 +20,15 @@ const ACK_PACKETS: u8 = 32;
 /// full packets get more than the ACK for each second one that RFC 9000 (section 13.2.2) recommends.
 const ACK_BYTES: u16 = MAX_TX_PAYLOAD as u16;
 
+/// Bytes of a packet with nothing but an ACK, less the client's connection ID, from which the ACK lists gaps. Without
+/// gaps such packets take 25 to 31 bytes (first byte, packet number of 1 or 2, ACK frame of 7 to 12, tag of 16), and
+/// each gap at least 2 more: from 4 to 7 gaps on, which is where quiche's list of them becomes a tree.
+const LONG_ACK: usize = 39;
+
+/// Long ACKs for each that the client is asked to confirm. One is enough but where packets are still being lost:
+/// quiche asks again by its probe timer.
+const CONFIRM_EVERY: u8 = 4;
+
 /// Timers of QUIC's that fire later than this are not about packets under way: a probe timeout with a round trip of
 /// a second takes 3 s (RFC 9002, section 6.2.1). With an idle timeout of less, packets are asked for that are not
 /// there; larger values do that for more clients.
@@ -43,6 +52,8 @@ pub enum Life {
 pub struct AckClock {
     packets: u8,
     bytes: u16,
+    /// Long ACKs in a row, from 1 to `CONFIRM_EVERY` and again from 1.
+    long: u8,
     due: Option<Instant>,
 }
 
@@ -75,7 +86,20 @@ impl AckClock {
 
     /// Notes that QUIC had the opportunity to send, and so acknowledged.
     pub fn sent(&mut self) {
-        *self = Self::default();
+        *self = Self { long: self.long, ..Self::default() };
+    }
+
+    /// Notes a packet of `bytes` bytes, less the client's connection ID, in which QUIC only acknowledged.
+    pub fn acknowledged(&mut self, bytes: usize) {
+        self.long = if bytes >= LONG_ACK { self.long % CONFIRM_EVERY + 1 } else { 0 };
+    }
+
+    /// True if an ACK is owed, and the client should be asked to confirm it. Packets that never came are gaps in
+    /// every ACK, until the client has confirmed one that lists them. By itself quiche asks for that with every 24th
+    /// packet that only acknowledges, and keeps a copy of the list with each: after an overload in which 10,000
+    /// clients lost packets, a worker took 140 to 155 k messages/s instead of 229 k.
+    pub fn needs_confirmation(&self) -> bool {
+        self.long == 1 && self.due.is_some()
     }
 
     /// When the oldest unacknowledged packet must be acknowledged.
@@ -201,5 +225,22 @@ mod tests {
         assert_eq!(acks.due(), None);
         assert_eq!(acks.received(1200, now, delay), Owed::By(now + delay), "full packets: each second one");
         assert_eq!(acks.received(1200, now, delay), Owed::Now);
+    }
+
+    #[test]
+    fn of_long_acknowledgements_the_first_and_each_fourth_after_it_are_to_be_confirmed() {
+        let mut acks = AckClock::default();
+        let mut acknowledge = |bytes| {
+            acks.received(30, Instant::now(), Duration::ZERO);
+            let asked = acks.needs_confirmation();
+            acks.sent();
+            assert!(!acks.needs_confirmation(), "nothing is owed");
+            acks.acknowledged(bytes);
+            asked
+        };
+        let lengths = [30, LONG_ACK - 1, LONG_ACK, 100, 100, 100, 100, 100, 30, 100, 30];
+        let asked = lengths.map(&mut acknowledge);
+        let expected = [3, 7, 10]; // the one after a first long one, after a fifth, and again after a short one
+        assert_eq!(asked, std::array::from_fn(|n| expected.contains(&n)));
     }
 }

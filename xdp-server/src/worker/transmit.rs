@@ -78,6 +78,12 @@ impl Core {
         let in_use = conn.paths.in_use();
         let mut others = conn.paths.others(&conn.quic, probing);
         let simple = open && drained && others.is_empty() && !probing && !moving;
+        let silent = simple && conn.quic.dgram_send_queue_len() == 0;
+        if silent && conn.acks.needs_confirmation() {
+            // It fails only where there is no path to ask on.
+            let _ = conn.quic.send_ack_eliciting();
+        }
+        let mut acknowledged = None;
         let sent = io.send(&mut |room| {
             if packets == TRAIN || emptied {
                 return None;
@@ -107,6 +113,7 @@ impl Core {
                 Ok((len, info)) => {
                     packets += 1;
                     short = len <= SHORT;
+                    acknowledged = silent.then_some(len);
                     // quiche fills a packet with all that may be in it: one with room left is the last. Asking it
                     // to find nothing costs a third of a packet.
                     emptied = simple && short && conn.quic.dgram_send_queue_len() == 0;
@@ -136,6 +143,9 @@ impl Core {
         }
         if !sent.blocked || packets > 0 {
             conn.acks.sent();
+        }
+        if let Some(len) = acknowledged {
+            conn.acks.acknowledged(len - conn.quic.destination_id().len());
         }
         if conn.quic.is_closed() {
             self.remove(slot);

@@ -76,6 +76,8 @@ pub struct Client {
     pub images: Vec<(TilesReason, Vec<u32>)>,
     /// Packets sent and received.
     pub packets: (u64, u64),
+    /// Bytes of the last packet received.
+    pub last_received: usize,
     /// The last packet sent.
     pub last_sent: Vec<u8>,
     /// What it sends is lost.
@@ -129,6 +131,7 @@ impl Client {
             payloads: Vec::new(),
             images: Vec::new(),
             packets: (0, 0),
+            last_received: 0,
             last_sent: Vec::new(),
             via: server,
             mute: false,
@@ -222,6 +225,7 @@ impl Client {
         let (to, server) = self.quic_addresses();
         while let Some((from, mut packet)) = self.link.recv() {
             self.packets.1 += 1;
+            self.last_received = packet.len();
             let from = if from == self.via { server } else { from };
             let _ = self.quic.recv(&mut packet, quiche::RecvInfo { from, to });
         }

@@ -62,6 +62,33 @@ fn answers_on_two_streams_leave_together() {
     assert_eq!(client.images.last(), Some(&(TilesReason::Repair, vec![0])));
 }
 
+/// Packets that never come are gaps in all ACKs, until the client confirms one that lists them.
+#[test]
+fn what_was_lost_does_not_make_acknowledgements_longer_for_long() {
+    let mut world = World::new(&Options::default());
+    let painter = world.join(0, ClientOptions { keep_alive: false, ..ClientOptions::painter() });
+    world.run(Duration::from_millis(300));
+    let mut acknowledged = |lost: bool| {
+        let before = world.clients[painter].packets.1;
+        while world.clients[painter].packets.1 == before {
+            for (arrives, x) in [(true, 1), (false, 2)] {
+                world.clients[painter].mute = lost && !arrives;
+                world.clients[painter].paint(&[pixel(x, 1, 1)]);
+                world.clients[painter].step();
+            }
+            world.clients[painter].mute = false;
+            world.step();
+        }
+        world.run(Duration::from_millis(50)); // the client answers within 25 ms, if it was asked
+        world.clients[painter].last_received
+    };
+    let plain = acknowledged(false);
+    let long = acknowledged(true);
+    assert!(long > plain + 30, "{long} bytes with gaps, {plain} without");
+    let after: Vec<usize> = (0..4).map(|_| acknowledged(false)).collect();
+    assert!(after[3] <= plain + 8, "{plain} bytes, {long} with gaps, then {after:?}");
+}
+
 /// The test ladder's second rung: two workers, loss of 5%, duplicates, reordering, late joiners, both ways of
 /// painting; at the end every mirror is the canvas and every frame was acknowledged once.
 #[test]
