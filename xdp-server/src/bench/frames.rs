@@ -123,7 +123,9 @@ impl TxRing {
     /// At least as many buffers as an AF_XDP queue has, and `packets`: that many can be kept.
     pub fn new(packets: usize) -> Self {
         let count = packets.max(TX_BUFFERS);
-        Self { bytes: vec![0; count * TX_STRIDE], next: 0, kept: Some(Vec::with_capacity(count)) }
+        // Written once, as UMEM is before the first packet: zeroes would be promised by the kernel only, and each
+        // page fault counted as the cost of the packet that is first in that page.
+        Self { bytes: vec![1; count * TX_STRIDE], next: 0, kept: Some(Vec::with_capacity(count)) }
     }
 
     /// The next buffer.
