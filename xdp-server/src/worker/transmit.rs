@@ -145,7 +145,7 @@ impl Core {
             conn.acks.sent();
         }
         if let Some(len) = acknowledged {
-            conn.acks.acknowledged(len - conn.quic.destination_id().len());
+            conn.acks.acknowledged(len.saturating_sub(conn.quic.destination_id().len()));
         }
         if conn.quic.is_closed() {
             self.remove(slot);
