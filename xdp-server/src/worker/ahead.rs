@@ -26,9 +26,9 @@ const FAR_SENDING: usize = 6;
 /// Connections between asking for what one points to and its sending.
 const NEAR_SENDING: usize = 3;
 
-/// Connections from which on asking ahead is worth its instructions. What a message touches of fewer, 5 KB each, fits
-/// the second-level cache of the core, 1 MiB: with 100 connections a message costs a tenth less without asking, with
-/// 300 the same, with 650 a tenth more.
+/// Connections from which on asking ahead is worth its instructions. What a message touches of fewer, 5 KB each, is in
+/// the second-level cache of the core, 1 MiB here: with 100 connections a message costs a tenth less without asking,
+/// with 300 the same, with 650 a sixth more.
 const MANY: u32 = 256;
 
 /// Packets that are remembered at most: what backends announce at a time, and some. More were announced and never
@@ -121,10 +121,8 @@ impl Ahead {
         let route = self.burst[self.done - 1].route;
         self.near = self.near.max(self.done);
         self.far = self.far.max(self.done);
-        if table.len() < self.many {
-            return Some(route);
-        }
-        while self.near < self.burst.len().min(self.done + NEAR) {
+        let (near, _) = self.reach(table);
+        while self.near < self.burst.len().min(self.done + near) {
             if let Some(conn) = table.get_mut(self.burst[self.near].route.slot) {
                 // A subscriber's packets rather acknowledge than paint.
                 let work = if conn.subscriber.is_some() { Work::Acknowledged } else { Work::Receive };
@@ -136,12 +134,16 @@ impl Ahead {
         Some(route)
     }
 
+    /// Packets ahead for which to ask: for what their connections point to, and for the connections.
+    #[inline]
+    fn reach(&self, table: &ConnectionTable<Conn>) -> (usize, usize) {
+        if table.len() < self.many { (0, 0) } else { (NEAR, FAR) }
+    }
+
     #[inline]
     fn ask_for_connections(&mut self, table: &ConnectionTable<Conn>) {
-        if table.len() < self.many {
-            return;
-        }
-        while self.far < self.burst.len().min(self.done + FAR) {
+        let (_, far) = self.reach(table);
+        while self.far < self.burst.len().min(self.done + far) {
             table.prefetch(self.burst[self.far].route.slot, self.receiving.iter().copied());
             self.far += 1;
         }

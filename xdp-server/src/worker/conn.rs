@@ -21,8 +21,8 @@ const ACK_PACKETS: u8 = 32;
 const ACK_BYTES: u16 = MAX_TX_PAYLOAD as u16;
 
 /// Bytes of a packet with nothing but an ACK, less the client's connection ID, from which the ACK lists gaps. Without
-/// gaps such packets take 25 to 29 bytes (first byte, packet number of 1 or 2, ACK frame of 7 to 10, tag of 16), and
-/// each gap at least 2 more: that is 3 to 5 gaps. With the third, quiche's list of them becomes a tree.
+/// gaps such packets take 24 to 29 bytes (first byte, packet number of 1 or 2, ACK frame of 6 to 10, tag of 16), and
+/// each gap at least 2 more: that is 3 to 6 gaps. With the third, quiche's list of them becomes a tree.
 const LONG_ACK: usize = 35;
 
 /// Long ACKs for each that the client is asked to confirm. One is enough but where packets are still being lost:
